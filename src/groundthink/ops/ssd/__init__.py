@@ -1,0 +1,72 @@
+"""SSD, the recurrence of Mamba-2: a matrix state per head with a scalar decay."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from groundthink.errors import UserError
+from groundthink.ops.dispatch import check_shape, pick
+from groundthink.ops.ssd.chunked import ssd_chunked
+from groundthink.ops.ssd.reference import ssd_reference
+
+BACKENDS = {"reference": ssd_reference, "chunked": ssd_chunked}
+
+
+def ssd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    state: Tensor | None = None,
+    reset: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """State-space duality scan: ``h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T``, ``y_t = h_t C_t + D x_t``.
+
+    Dao and Gu 2024, "Transformers are SSMs". Head h reads group h // (H / G) of B and C.
+
+    Args:
+        x: input [B, T, H, P].
+        dt: step size after softplus [B, T, H].
+        A: negative decay rate [H].
+        B: input projection [B, T, G, N].
+        C: output projection [B, T, G, N].
+        D: skip weight [H], or None.
+        state: h before the first token [B, H, P, N]; zeros if None. fp32 (fp64 for fp64 inputs).
+        reset: bool [B, T]; where true the state is zeroed before that token.
+        backend: a name in ``BACKENDS``, or ``auto``.
+
+    Returns:
+        y [B, T, H, P] in the dtype of x, and the state after the last token in fp32 (or fp64).
+        Gradients flow to every tensor input and through the returned state.
+
+    Raises:
+        UserError: a shape does not fit, or the backend is unknown or cannot run here.
+    """
+    b, t, h, p = x.shape
+    g, n = B.shape[-2:]
+    if h % g:
+        raise UserError(f"ssd: {h} heads cannot share {g} groups; the groups must divide the heads")
+    for name, tensor, shape in (
+        ("dt", dt, (b, t, h)),
+        ("A", A, (h,)),
+        ("B", B, (b, t, g, n)),
+        ("C", C, (b, t, g, n)),
+    ):
+        check_shape("ssd", name, tensor, shape)
+    full = torch.promote_types(x.dtype, torch.float32)
+    if D is not None:
+        check_shape("ssd", "D", D, (h,))
+        D = D.to(full)
+    if state is None:
+        state = x.new_zeros(b, h, p, n, dtype=full)
+    check_shape("ssd", "state", state, (b, h, p, n))
+    if reset is not None:
+        check_shape("ssd", "reset", reset, (b, t))
+    run = pick("ssd", BACKENDS, backend, x)
+    y, state = run(x.to(full), dt.to(full), A.to(full), B.to(full), C.to(full), D, state.to(full), reset)
+    return y.to(x.dtype), state
