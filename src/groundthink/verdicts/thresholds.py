@@ -1,0 +1,130 @@
+"""The only numbers that verdicts are measured against: two-sided ranges, each with its reason."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Closed ranges of one measured quantity: good inside `passes`, broken outside `warns`."""
+
+    gate: str
+    """Id of the gate or test that measures it."""
+    quantity: str
+    """What is measured."""
+    unit: str
+    """Unit of the quantity; empty for a ratio."""
+    passes: Range
+    """Lowest and highest value that pass."""
+    warns: Range
+    """Lowest and highest value that are no failure; contains `passes`."""
+    reason: str
+    """Why the edges lie where they do, in one line."""
+
+    @property
+    def text(self) -> str:
+        """The ranges in words, for tables and records."""
+        if self.warns == self.passes:
+            return _words(self.passes)
+        return f"{_words(self.passes)} (warn {_words(self.warns)})"
+
+
+def _words(edges: Range) -> str:
+    low, high = edges
+    if low == high:
+        return f"{low:g}"
+    if math.isinf(low) and math.isinf(high):
+        return "any"
+    if math.isinf(high):
+        return f">= {low:g}"
+    if math.isinf(low):
+        return f"<= {high:g}"
+    return f"{low:g}..{high:g}"
+
+
+ANY: Range = (-math.inf, math.inf)
+ZERO: Range = (0.0, 0.0)
+
+MIN_STEPS = 1000
+"""Training steps that the full G3 needs."""
+MIN_POSITIONS = 1024
+"""Token positions that G2 averages over."""
+MIN_BATCHES = 20
+"""Batches that G4 takes its median over."""
+SPIKE = 3.0
+"""A gradient norm above this many running medians is a spike."""
+OUTLIER = 6.0
+"""A state entry above this many root mean squares is an outlier."""
+
+# fmt: off
+TABLE = (
+    Threshold("G0", "fp32 error", "", (0, 1e-3), (0, 1e-3),
+              "fp32 accumulation over a few hundred tokens"),
+    Threshold("G0", "bf16 error", "", (0, 2e-2), (0, 2e-2),
+              "bf16 keeps 8 bits, errors average over the head"),
+    Threshold("G1", "wrong shapes", "lengths", ZERO, ZERO,
+              "not one is allowed"),
+    Threshold("G1", "non-finite logits", "logits", ZERO, ZERO,
+              "not one is allowed"),
+    Threshold("G1", "memory share", "", (0, 0.9), (0, 1),
+              "a training step must fit, with room for the allocator"),
+    Threshold("G1", "future leak", "logits", ZERO, ZERO,
+              "a causal model cannot see a later token, to the last bit"),
+    Threshold("G1", "pieces against whole", "", (0, 1e-4), (0, 1e-3),
+              "fp32 rounding through all layers"),
+    Threshold("G1", "state round trip", "", ZERO, ZERO,
+              "a saved state is the state, to the last bit"),
+    Threshold("G2", "init entropy / ln V", "", (0.90, 1), (0.75, 1),
+              "a fresh model that is sure of itself is wrong"),
+    Threshold("G2", "init loss - ln V", "nats", (-0.1, 0.1), (-0.5, 0.5),
+              "uniform guessing costs ln V"),
+    Threshold("G3", "non-finite steps", "steps", ZERO, ZERO,
+              "not one is allowed"),
+    Threshold("G3", "loss slope", "nats/1000 steps", (-math.inf, 0), (-math.inf, 0),
+              "one-sided t-test, p < 0.01"),
+    Threshold("G3", "loss drop", "", (0.1, 1), (0.05, 1),
+              "real text gives 10 % within 1000 steps"),
+    Threshold("G3", "gradient spikes", "", (0, 0.01), (0, 0.05),
+              "share of steps above 3 running medians"),
+    Threshold("G3.5", "non-finite state entries", "entries", ZERO, ZERO,
+              "not one is allowed"),
+    Threshold("G3.5", "state RMS", "", (1e-4, 1e3), (1e-6, 1e6),
+              "below it the state holds nothing, above it fp32 suffers"),
+    Threshold("G3.5", "cosine at lag 64", "", (-1, 0.99), (-1, 0.99),
+              "a state that 64 tokens do not turn is frozen"),
+    Threshold("G3.5", "cosine at lag 1", "", (0.2, 1), (-1, 1),
+              "a state that one token turns round keeps no past"),
+    Threshold("G3.5", "effective rank", "", (0.05, 0.95), (0.02, 1),
+              "share of the rank in use: collapsed below, noise above"),
+    Threshold("G3.5", "outlier share", "", (0, 0.01), (0, 0.02),
+              "entries above 6 RMS; 1/36 is the most there can be"),
+    Threshold("G4", "gradient R/M", "", (0.3, 3), (0.1, 10),
+              "RMS per parameter, RWKV-6 over Mamba-2"),
+    Threshold("outputs", "non-finite outputs", "values", ZERO, ZERO,
+              "not one is allowed"),
+    Threshold("outputs", "output std", "", (1e-2, 1e2), (1e-3, 1e3),
+              "a branch below 0.01 is silent, above 100 it drowns the rest"),
+    Threshold("independence", "branch cosine", "", (-0.3, 0.3), (-0.9, 0.9),
+              "above 0.9 one branch is a copy of the other"),
+    Threshold("gradient-flow", "parameters without gradient", "tensors", ZERO, ZERO,
+              "not one is allowed"),
+    Threshold("pre-balance", "RWKV share at init", "", (0.2, 0.8), (0, 1),
+              "published output projections may start at zero: never a failure"),
+    Threshold("evolution", "output growth", "", (0.1, 10), (0.01, 100),
+              "last quarter over first quarter of training: collapse or blow-up"),
+    Threshold("baseline", "val loss - uniform", "nats", (-math.inf, 0), (-math.inf, 0),
+              "better than guessing"),
+    Threshold("baseline", "val loss - unigram", "nats", (-math.inf, 0), (-math.inf, 0),
+              "better than token frequencies"),
+    Threshold("baseline", "val loss - bigram", "nats", (-math.inf, 0), ANY,
+              "better than one token of context; a short run may stop before"),
+    Threshold("checkpoint", "logit difference", "logits", ZERO, (0, 1e-5),
+              "weights are stored exactly"),
+)
+# fmt: on
+
+THRESHOLDS = {(t.gate, t.quantity): t for t in TABLE}

@@ -1,0 +1,114 @@
+"""A verdict is an interval against a two-sided threshold; it may be that the data do not say."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from groundthink.verdicts.statistics import Interval
+from groundthink.verdicts.thresholds import THRESHOLDS, Range, Threshold
+
+
+class Verdict(StrEnum):
+    """Outcome of one test."""
+
+    PASS = "PASS"
+    WARN = "WARN"
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One measured quantity with its verdict.
+
+    `name` is the quantity, then ", " and the module it was measured on if there are several.
+    """
+
+    id: str
+    name: str
+    verdict: Verdict
+    value: float
+    low: float
+    high: float
+    threshold: str
+    unit: str
+    n: int
+    note: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """Fields of its record."""
+        return {**dataclasses.asdict(self), "verdict": self.verdict.value}
+
+
+def decide(interval: Interval, threshold: Threshold) -> Verdict:
+    """PASS if the whole interval passes, FAIL if all of it lies beyond the warning range, WARN if
+    all of it lies between, INCONCLUSIVE if it straddles an edge. A NaN fails."""
+    if math.isnan(interval.low) or math.isnan(interval.high):
+        return Verdict.FAIL
+    if _inside(interval, threshold.passes):
+        return Verdict.PASS
+    if _outside(interval, threshold.warns):
+        return Verdict.FAIL
+    if _outside(interval, threshold.passes) and _inside(interval, threshold.warns):
+        return Verdict.WARN
+    return Verdict.INCONCLUSIVE
+
+
+def _inside(interval: Interval, edges: Range) -> bool:
+    return edges[0] <= interval.low and interval.high <= edges[1]
+
+
+def _outside(interval: Interval, edges: Range) -> bool:
+    return interval.high < edges[0] or edges[1] < interval.low
+
+
+def samples_needed(interval: Interval, threshold: Threshold) -> int | None:
+    """About how many samples would move the interval off every edge it straddles, if its width
+    falls with the square root of n; None if the value sits on an edge or the width is unknown."""
+    needed = interval.n
+    for edge in {*threshold.passes, *threshold.warns}:
+        if interval.low <= edge <= interval.high:
+            reach = (
+                interval.value - interval.low
+                if edge < interval.value
+                else interval.high - interval.value
+            )
+            distance = abs(edge - interval.value)
+            if not distance or math.isinf(reach):
+                return None
+            needed = max(needed, math.ceil(interval.n * (reach / distance) ** 2))
+    return needed
+
+
+def judge(gate: str, quantity: str, interval: Interval, note: str = "", where: str = "") -> Finding:
+    """The finding for a measured interval, against the threshold of that gate and quantity."""
+    threshold = THRESHOLDS[gate, quantity]
+    verdict = decide(interval, threshold)
+    if verdict is Verdict.INCONCLUSIVE and (needed := samples_needed(interval, threshold)):
+        note = _join(f"needs about {needed - interval.n} more samples", note)
+    return Finding(
+        id=gate,
+        name=_join(quantity, where, ", "),
+        verdict=verdict,
+        value=interval.value,
+        low=interval.low,
+        high=interval.high,
+        threshold=threshold.text,
+        unit=threshold.unit,
+        n=interval.n,
+        note=note,
+    )
+
+
+def skipped(gate: str, name: str, reason: str) -> Finding:
+    """The finding of a test that does not apply or has nothing to measure; never a PASS."""
+    nan = math.nan
+    return Finding(gate, name, Verdict.INCONCLUSIVE, nan, nan, nan, "", "", 0, f"skipped: {reason}")
+
+
+def _join(first: str, second: str, between: str = "; ") -> str:
+    return between.join(part for part in (first, second) if part)
