@@ -116,12 +116,15 @@ def parse(
     *,
     prog: str,
     about: str,
+    usage: str = "",
     files: Sequence[Path] = (),
     base: Mapping[str, Any] | None = None,
 ) -> T:
     """A config from the command line: flags > YAML `files` (left to right) > `base` > defaults.
 
     Args:
+        usage: what stands between the program and its options in the usage line.
+        files: YAML files.
         base: nested values that replace defaults, for example what a preset name stands for.
 
     Raises:
@@ -132,7 +135,9 @@ def parse(
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=about, exit_on_error=False)
+    parser = ArgumentParser(
+        prog=prog, description=about, usage=f"{prog} {usage} [options]", exit_on_error=False
+    )
     parser.add_class_arguments(cls)
     layers = dict(base or {})
     for file in files:

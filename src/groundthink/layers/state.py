@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from groundthink.errors import UserError
@@ -26,7 +25,10 @@ class State:
     def map(self, fn: Callable[[Tensor], Tensor]) -> State:
         """A new tree with `fn` applied to every tensor."""
         return State(
-            [{m: {k: fn(x) for k, x in parts.items()} for m, parts in layer.items()} for layer in self.layers]
+            [
+                {module: {part: fn(x) for part, x in parts.items()} for module, parts in layer.items()}
+                for layer in self.layers
+            ]
         )
 
     def detach(self) -> State:
@@ -37,6 +39,10 @@ class State:
         """An independent copy."""
         return self.map(Tensor.clone)
 
+    def part(self, module: str, part: str) -> list[Tensor]:
+        """The named part of every layer that has it, in layer order."""
+        return [layer[module][part] for layer in self.layers if part in layer.get(module, {})]
+
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Dotted name and tensor of every part."""
         for i, layer in enumerate(self.layers):
@@ -44,26 +50,42 @@ class State:
                 for part, tensor in parts.items():
                     yield f"blocks.{i}.{module}.{part}", tensor
 
-    def part(self, module: str, part: str) -> list[Tensor]:
-        """The named part of every layer that has it, in layer order."""
-        return [x[module][part] for x in self.layers if part in x.get(module, {})]
+    @classmethod
+    def from_items(cls, tensors: Mapping[str, Tensor]) -> State:
+        """The tree that `items` was taken from."""
+        layers: dict[int, LayerState] = {}
+        for name, tensor in tensors.items():
+            _, index, module, part = name.split(".")
+            layers.setdefault(int(index), {}).setdefault(module, {})[part] = tensor
+        return cls([layers[i] for i in sorted(layers)])
 
     def nbytes(self) -> int:
         """Bytes that the whole tree holds."""
         return sum(x.numel() * x.element_size() for _, x in self.items())
 
-    def save(self, path: str | Path) -> None:
-        """Write the tree to one safetensors file."""
+    def require_fit(self, like: State) -> None:
+        """Raise UserError unless both trees have the same parts and shapes."""
+        mine = {name: tuple(x.shape) for name, x in self.items()}
+        other = {name: tuple(x.shape) for name, x in like.items()}
+        for name in sorted(mine.keys() | other.keys()):
+            if mine.get(name) != other.get(name):
+                raise UserError(
+                    f"this state does not fit the model: {name} is {mine.get(name, 'missing')}, "
+                    f"the model has {other.get(name, 'no such part')}"
+                )
+
+    def save(self, path: str | Path, **extra: Tensor) -> None:
+        """Write the tree, and any `extra` tensors, to one safetensors file."""
         from safetensors.torch import save_file
 
-        save_file({name: x.contiguous() for name, x in self.items()}, path)
+        save_file({name: x.contiguous() for name, x in [*self.items(), *extra.items()]}, path)
 
     @classmethod
-    def load(cls, path: str | Path, like: State) -> State:
-        """Read a saved tree; `like` (a state of the same model and batch) gives the structure.
+    def load(cls, path: str | Path) -> tuple[State, dict[str, Tensor]]:
+        """A saved tree and the extra tensors beside it.
 
         Raises:
-            UserError: the file is unreadable or belongs to another model or batch size.
+            UserError: the file cannot be read.
         """
         from safetensors.torch import load_file
 
@@ -71,13 +93,5 @@ class State:
             stored = load_file(path)
         except Exception as error:
             raise UserError(f"cannot read the state file {path}: {error}") from error
-        expected = dict(like.items())
-        for name in expected.keys() | stored.keys():
-            if name not in stored or name not in expected or stored[name].shape[1:] != expected[name].shape[1:]:
-                raise UserError(f"the state in {path} is of another model: {name} does not fit")
-        return cls(
-            [
-                {m: {k: stored[f"blocks.{i}.{m}.{k}"].to(x.device) for k, x in parts.items()} for m, parts in layer.items()}
-                for i, layer in enumerate(like.layers)
-            ]
-        )
+        tree = {name: x for name, x in stored.items() if name.startswith("blocks.")}
+        return cls.from_items(tree), {name: x for name, x in stored.items() if name not in tree}

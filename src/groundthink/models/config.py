@@ -10,7 +10,7 @@ from typing import Literal
 class ModelConfig:
     """Shape, mixers and fusion of a language model."""
 
-    name: str = "gf-mh-tiny"
+    name: str = "gf-tiny"
     """VARIANT-SIZE name that the other fields were filled from; a label once they are resolved."""
     vocab_size: int = 97
     """Number of token ids."""
@@ -18,9 +18,9 @@ class ModelConfig:
     """Width of the residual stream."""
     n_layers: int = 4
     """Number of blocks."""
-    layout: str = "P"
-    """Mixers of the blocks, repeated to n_layers: P parallel RWKV-6 + Mamba-2, R RWKV-6, M Mamba-2,
-    A attention; for example "R M*10 R". "gpt2" is the GPT-2 baseline."""
+    layout: str = "parallel"
+    """parallel, rwkv6, mamba2, attention, gpt2, or a pattern of P, R, M and A that repeats to fill the
+    layers, for example "R M*10 R"."""
     fusion: str = "gf"
     """How a parallel block fuses its branches (groundthink list fusions)."""
     gate_init: float = 0.5
@@ -55,9 +55,25 @@ class ModelConfig:
     """Norm before the mixers, before the channel mixing and before the head."""
     norm_eps: float = 1e-6
     """Epsilon of those norms."""
-    embed_norm: bool = False
+    embed_norm: bool = True
     """Normalise the embedding (ln0 of RWKV)."""
     tie_embeddings: bool = True
     """Head shares the embedding matrix."""
-    init: Literal["published", "balanced"] = "published"
+    init: Literal["published", "balanced"] = "balanced"
     """published: each mixer as its paper initialises it; balanced: equal scale of both output projections."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn."""
+
+    temperature: float = 0.8
+    """Divides the logits; 0 takes the most likely token."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the most likely tokens that together hold this probability."""
+    repetition_penalty: float = 1.0
+    """Weakens tokens seen in the last 256 (Keskar et al. 2019); 1 is none."""
+    seed: int = 0
+    """Seed of the draw at every position, so that a continued text is the text itself."""

@@ -13,21 +13,21 @@ from groundthink.models.config import ModelConfig
 class TrainConfig:
     """Optimisation, cadence and output of a run."""
 
-    steps: int = 2000
+    steps: int = 5000
     """Optimizer steps."""
-    batch_size: int = 16
+    batch_size: int = 64
     """Sequences per forward pass."""
-    seq_len: int = 128
+    seq_len: int = 64
     """Tokens per sequence."""
     grad_accum: int = 1
     """Forward passes per optimizer step."""
-    lr: float = 2e-3
+    lr: float = 1e-3
     """Peak learning rate."""
-    min_lr: float = 2e-4
+    min_lr: float = 1e-4
     """Learning rate at the end."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """Decay after the warm-up: cosine, warm-up-stable-decay, or none."""
-    warmup_steps: int = 100
+    warmup_steps: int = 500
     """Steps of linear warm-up."""
     decay_fraction: float = 0.2
     """Share of the steps that the wsd schedule decays over."""
@@ -61,13 +61,13 @@ class TrainConfig:
     """Seed of the weights and of the data order."""
     log_every: int = 10
     """Steps between progress lines and balance metrics."""
-    eval_every: int = 200
+    eval_every: int = 500
     """Steps between validations."""
     eval_tokens: int = 0
     """Validation tokens at each evaluation, a fixed share with its standard error; 0 is the whole split."""
-    sample_every: int = 500
+    sample_every: int = 1000
     """Steps between text samples; 0 is none."""
-    save_every: int = 500
+    save_every: int = 1000
     """Steps between checkpoints."""
     checkpoints: bool = True
     """Write checkpoints."""

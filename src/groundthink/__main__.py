@@ -1,0 +1,3 @@
+from groundthink.cli import main
+
+raise SystemExit(main())

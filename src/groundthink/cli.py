@@ -1,0 +1,208 @@
+"""The command line: verb -> (config class, function), imported only when the verb is used."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from groundthink.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command. `bare` is the config key that a word without a flag fills."""
+
+    about: str
+    config: str
+    run: str
+    bare: str = ""
+    parse: str = "groundthink.cli:parse"
+
+
+VERBS = {
+    "train": Verb(
+        "train a model; no argument is the default preset on the built-in corpus",
+        "groundthink.train.config:TrainRun",
+        "groundthink.lab.training:run",
+        "NAME",
+        "groundthink.lab.training:parse",
+    ),
+    "generate": Verb(
+        "continue a text with a trained model",
+        "groundthink.lab.config:Generate",
+        "groundthink.lab.generation:run",
+        "run",
+    ),
+    "check": Verb(
+        "gates on a trained model: table, JSON, exit code 1 on FAIL",
+        "groundthink.diagnose.config:Check",
+        "groundthink.lab.checking:run",
+        "run",
+    ),
+    "report": Verb(
+        "one offline HTML file from a run's records",
+        "groundthink.lab.config:Report",
+        "groundthink.lab.reporting:run",
+        "run",
+    ),
+    "list": Verb(
+        "models | fusions | presets | gates | data",
+        "groundthink.lab.config:List",
+        "groundthink.lab.listing:run",
+        "table",
+    ),
+    "data inspect": Verb(
+        "decoded windows and document boundaries of a corpus",
+        "groundthink.data.inspect:DataInspect",
+        "groundthink.data.inspect:run",
+        "data.corpus",
+    ),
+    "bench model": Verb(
+        "B1 throughput, B2 memory, B3 stability, and the one-change matrix",
+        "groundthink.bench.config:BenchModel",
+        "groundthink.bench.model:run",
+        "model",
+    ),
+    "bench ops": Verb(
+        "the recurrences against their reference loops",
+        "groundthink.bench.config:BenchOps",
+        "groundthink.bench.ops:run",
+    ),
+    "doctor": Verb(
+        "device, backends, precision, disk, versions: what works here",
+        "groundthink.lab.config:Doctor",
+        "groundthink.lab.doctor:run",
+    ),
+    "import rwkv6": Verb(
+        "an official RWKV-6 .pth as a model folder",
+        "groundthink.lab.config:Import",
+        "groundthink.lab.importing:rwkv6",
+        "source",
+    ),
+    "import mamba2": Verb(
+        "a Hugging Face Mamba-2 folder as a model folder",
+        "groundthink.lab.config:Import",
+        "groundthink.lab.importing:mamba2",
+        "source",
+    ),
+}
+
+
+def locate(path: str) -> Any:
+    """The object that "module:name" means."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def parse(name: str, verb: Verb, argv: list[str]) -> Any:
+    """The config of a verb from its words; `--config FILE` may stand any number of times."""
+    from groundthink import config as configs
+
+    files, argv = take(argv, "--config")
+    if verb.bare and argv and not argv[0].startswith("-"):
+        argv = [f"--{verb.bare}", *argv]
+    return configs.parse(
+        locate(verb.config),
+        argv,
+        prog=f"groundthink {name}",
+        about=verb.about,
+        usage=f"[{verb.bare.rsplit('.')[-1].upper()}]" if verb.bare else "",
+        files=[Path(file) for file in files],
+    )
+
+
+def take(argv: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
+    """The values of every `flag VALUE` or `flag=VALUE`, and the words without them.
+
+    Raises:
+        UserError: the flag stands last, without a value.
+    """
+    values, rest, words = [], [], iter(argv)
+    for word in words:
+        if word == flag:
+            value = next(words, None)
+            if value is None:
+                raise UserError(f"{flag} needs a value")
+            values.append(value)
+        elif word.startswith(flag + "="):
+            values.append(word.removeprefix(flag + "="))
+        else:
+            rest.append(word)
+    return values, rest
+
+
+def find(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """Name of the verb, of one word or two, and the words that are left."""
+    two = " ".join(argv[:2])
+    if two in VERBS:
+        return two, list(argv[2:])
+    if argv[0] in VERBS:
+        return argv[0], list(argv[1:])
+    group = [name for name in VERBS if name.startswith(argv[0] + " ")]
+    raise unknown("command", two if group and len(argv) > 1 else argv[0], group or VERBS)
+
+
+def overview() -> str:
+    """What `groundthink --help` prints."""
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {verb.about}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: groundthink COMMAND [options]        (gt is short for groundthink)",
+            "",
+            "Language models whose every block runs RWKV-6 and Mamba-2 side by side.",
+            "",
+            *lines,
+            "",
+            "groundthink COMMAND --help lists its options.",
+        ]
+    )
+
+
+def guarded(action: Callable[[], int | None]) -> int:
+    """Run an action; what a user can mend ends in one line, and an exit code that is not 0."""
+    try:
+        return action() or 0
+    except UserError as error:
+        print(f"groundthink: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(f"groundthink: {error.strerror}: {error.filename or 'cannot write'}", file=sys.stderr)
+        return 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `groundthink` and `gt`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("groundthink"))
+        return 0
+
+    def action() -> int | None:
+        name, rest = find(words)
+        verb = VERBS[name]
+        return locate(verb.run)(locate(verb.parse)(name, verb, rest))
+
+    return guarded(action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""`groundthink list`: what the open tables hold, each with the first line of its docstring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from groundthink.errors import unknown
+from groundthink.lab.config import List
+
+Row = tuple[str, ...]
+
+
+def models() -> Iterator[Row]:
+    """Sizes counted on the built models (vocabulary of 16,000)."""
+    from dataclasses import replace
+
+    from groundthink.models.count import count_config
+    from groundthink.models.names import names, resolve
+
+    yield (
+        "model", "width x layers", "total", "non-embed", "rwkv6", "mamba2", "MFLOP/token", "state",
+    )  # fmt: skip
+    for name in names():
+        config = replace(resolve(name), vocab_size=16000)
+        n = count_config(config)
+        yield (
+            name,
+            f"{config.d_model} x {config.n_layers}",
+            *(f"{n[key] / 1e6:.2f}M" if n[key] else "" for key in ("total", "non_embedding")),
+            *(f"{n[key] / n['non_embedding']:.0%}" if n[key] else "" for key in ("rwkv6", "mamba2")),
+            f"{n['flops_per_token'] / 1e6:.1f}",
+            f"{n['state_bytes'] / 1024:.0f} KiB",
+        )
+
+
+def fusions() -> Iterator[Row]:
+    """Fusion variants of a parallel block."""
+    from groundthink.models.fusion import FUSIONS
+
+    yield from described(FUSIONS, "fusion")
+
+
+def presets() -> Iterator[Row]:
+    """Run presets: groundthink train --config NAME."""
+    from groundthink.models import build
+
+    yield "preset", "what it is", "file"
+    for name, path in build.presets().items():
+        first = path.read_text(encoding="utf-8").partition("\nmodel:")[0]
+        yield name, " ".join(first.replace("#", " ").split()), path.name
+
+
+def gates() -> Iterator[Row]:
+    """Gates of groundthink check."""
+    from groundthink.diagnose.gates import GATES
+
+    yield from described(GATES, "gate")
+
+
+def data() -> Iterator[Row]:
+    """Built-in corpora; any text file, folder or glob works too."""
+    from groundthink.data.corpora import BUILTIN
+
+    yield "corpus", "what it is"
+    yield from ((name, about) for name, about in BUILTIN.items())
+
+
+def described(table: dict, title: str) -> Iterator[Row]:
+    """Name and first docstring line of every entry."""
+    yield title, "what it is"
+    for name, entry in table.items():
+        yield name, (entry.__doc__ or "").strip().partition("\n")[0]
+
+
+TABLES: dict[str, Callable[[], Iterator[Row]]] = {
+    "models": models,
+    "fusions": fusions,
+    "presets": presets,
+    "gates": gates,
+    "data": data,
+}
+
+
+def run(config: List) -> None:
+    """Print one table."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    if config.table not in TABLES:
+        raise unknown("table", config.table, TABLES)
+    make = TABLES[config.table]
+    header, *rows = make()
+    table = Table(*header, box=SIMPLE_HEAD, title=(make.__doc__ or "").rstrip("."), title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

@@ -1,0 +1,76 @@
+"""Parameters, FLOPs and state bytes, counted on the built model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from groundthink.layers.attention import Attention
+from groundthink.layers.mamba2 import Mamba2
+from groundthink.layers.rwkv6 import RWKV6
+
+COMPONENTS = ("rwkv6", "mamba2", "attention", "fusion", "ffn")
+
+
+def component(name: str) -> str:
+    """The component that owns a parameter, from its dotted name; norms and embeddings are "other"."""
+    return next((c for c in COMPONENTS if f".{c}." in name), "other")
+
+
+def count(model: nn.Module, context: int = 1024) -> dict[str, Any]:
+    """Sizes of a model, built or on the meta device.
+
+    FLOPs are of one forward token: 2 for each weight of a matrix product (the head included, the
+    embedding look-up not), and the recurrences and attention read at `context` tokens.
+
+    Returns:
+        total and non_embedding parameters, parameters of each component and of the embedding,
+        flops_per_token, state_bytes of one sequence (for attention at `context` tokens).
+    """
+    sizes = dict.fromkeys((*COMPONENTS, "other"), 0)
+    embedding, matmul = 0, 0
+    for name, parameter in model.named_parameters():
+        if name.split(".")[0] in ("embed", "positions", "head"):
+            embedding += parameter.numel()
+        else:
+            sizes[component(name)] += parameter.numel()
+            matmul += parameter.numel() if parameter.ndim >= 2 else 0
+    head = model.head.weight.numel()  # pyright: ignore
+    total = embedding + sum(sizes.values())
+    return {
+        "total": total,
+        "non_embedding": total - embedding,
+        "embedding": embedding,
+        **sizes,
+        "flops_per_token": 2 * (matmul + head) + sum(map(_mixer_flops(context), model.modules())),
+        "state_bytes": _state_bytes(model, context),
+    }
+
+
+def _mixer_flops(context: int):
+    def flops(module: nn.Module) -> int:
+        if isinstance(module, RWKV6):
+            return 7 * module.d_model * module.head_size  # decay, write, bonus and read of S
+        if isinstance(module, Mamba2):
+            return 5 * module.d_inner * module.state_size  # decay, write and read of h
+        if isinstance(module, Attention):
+            return 4 * module.d_model * context  # scores and values
+        return 0
+
+    return flops
+
+
+def _state_bytes(model: nn.Module, context: int) -> int:
+    state = model.init_state(1).nbytes()  # pyright: ignore
+    keys = sum(2 * 4 * context * m.d_model for m in model.modules() if isinstance(m, Attention))
+    return state + keys
+
+
+def count_config(config: Any, context: int = 1024) -> dict[str, Any]:
+    """`count` of the model a config describes, without allocating it."""
+    from groundthink.models.build import construct
+
+    with torch.device("meta"):
+        return count(construct(config), context)

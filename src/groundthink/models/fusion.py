@@ -1,0 +1,152 @@
+"""How a parallel block fuses its two branches: one class and one line in `FUSIONS` each.
+
+Every fusion is a sum of an RWKV-6 part and a Mamba-2 part, so that the share of each branch
+can be read off. Letters: r and m are the branch outputs [B, T, C], C = d_model.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Fusion(nn.Module):
+    """y = r_part + m_part. Subclasses define `parts` and `init_weights`."""
+
+    honours_gate_init = True
+
+    def __init__(self, d_model: int, gate_init: float):
+        super().__init__()
+        self.gate_init = gate_init
+
+    def parts(self, r: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        """The additive parts of the two branches, [B, T, C] each."""
+        raise NotImplementedError
+
+    def forward(self, r: Tensor, m: Tensor) -> Tensor:
+        r_part, m_part = self.parts(r, m)
+        return r_part + m_part
+
+    def share(self, r: Tensor, m: Tensor) -> Tensor:
+        """RWKV share in [0, 1], a scalar: norm of the RWKV part over the sum of both norms."""
+        r_part, m_part = (part.float().norm() for part in self.parts(r, m))
+        return r_part / (r_part + m_part)
+
+
+class Gains(Fusion):
+    """hy: per-channel gains, g_r r + g_m m, the same at every position."""
+
+    def __init__(self, d_model: int, gate_init: float):
+        super().__init__(d_model, gate_init)
+        self.rwkv_gain = nn.Parameter(torch.empty(d_model))
+        self.mamba_gain = nn.Parameter(torch.empty(d_model))
+
+    def init_weights(self) -> None:
+        nn.init.constant_(self.rwkv_gain, self.gate_init)
+        nn.init.constant_(self.mamba_gain, 1 - self.gate_init)
+
+    def parts(self, r: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        return self.rwkv_gain * r, self.mamba_gain * m
+
+
+class Gate(nn.Module):
+    """sigmoid(W [r; m] + b), the RWKV share; W = 0 and b = logit(gate_init) at step 0."""
+
+    def __init__(self, d_model: int, width: int):
+        super().__init__()
+        self.proj = nn.Linear(2 * d_model, width)
+
+    def forward(self, r: Tensor, m: Tensor) -> Tensor:
+        w_r, w_m = self.proj.weight.chunk(2, dim=1)
+        return torch.sigmoid(nn.functional.linear(r, w_r, self.proj.bias) + m @ w_m.t())
+
+
+class Gated(Fusion):
+    """gf: one gate per token, a r + (1 - a) m."""
+
+    width: int | None = 1
+
+    def __init__(self, d_model: int, gate_init: float):
+        super().__init__(d_model, gate_init)
+        self.gate = Gate(d_model, self.width or d_model)
+
+    def init_weights(self) -> None:
+        nn.init.zeros_(self.gate.proj.weight)
+        nn.init.constant_(self.gate.proj.bias, math.log(self.gate_init / (1 - self.gate_init)))
+
+    def parts(self, r: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        a = self.gate(r, m)
+        return a * r, (1 - a) * m
+
+    def forward(self, r: Tensor, m: Tensor) -> Tensor:
+        return torch.lerp(m, r, self.gate(r, m))
+
+    def share(self, r: Tensor, m: Tensor) -> Tensor:
+        """RWKV share in [0, 1], a scalar: the mean gate."""
+        return self.gate(r, m).float().mean()
+
+
+class ChannelGated(Gated):
+    """hgf: one gate per token and channel, a r + (1 - a) m."""
+
+    width = None
+
+
+class WeightedSum(Fusion):
+    """ws: one unconstrained weight per layer, a r + (1 - a) m."""
+
+    def __init__(self, d_model: int, gate_init: float):
+        super().__init__(d_model, gate_init)
+        self.alpha = nn.Parameter(torch.empty(()))
+
+    def init_weights(self) -> None:
+        nn.init.constant_(self.alpha, self.gate_init)
+
+    def parts(self, r: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        return self.alpha * r, (1 - self.alpha) * m
+
+
+class Residual(Fusion):
+    """rf: RWKV as it is plus projected Mamba, r + P m."""
+
+    honours_gate_init = False
+
+    def __init__(self, d_model: int, gate_init: float):
+        super().__init__(d_model, gate_init)
+        self.mamba_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def init_weights(self) -> None:
+        nn.init.normal_(self.mamba_proj.weight, std=0.01)
+
+    def parts(self, r: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        return r, self.mamba_proj(m)
+
+
+class ConcatProject(Fusion):
+    """cp: one projection of both branches, W [r; m]."""
+
+    honours_gate_init = False
+
+    def __init__(self, d_model: int, gate_init: float):
+        super().__init__(d_model, gate_init)
+        self.rwkv_proj = nn.Linear(d_model, d_model, bias=False)
+        self.mamba_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def init_weights(self) -> None:
+        nn.init.normal_(self.rwkv_proj.weight, std=0.02)
+        nn.init.normal_(self.mamba_proj.weight, std=0.02)
+
+    def parts(self, r: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        return self.rwkv_proj(r), self.mamba_proj(m)
+
+
+FUSIONS: dict[str, type[Fusion]] = {
+    "hy": Gains,
+    "gf": Gated,
+    "hgf": ChannelGated,
+    "ws": WeightedSum,
+    "rf": Residual,
+    "cp": ConcatProject,
+}

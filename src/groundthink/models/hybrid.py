@@ -1,0 +1,205 @@
+"""The language model whose blocks run RWKV-6 and Mamba-2 side by side.
+
+Shape legend: B batch, T tokens, C d_model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from groundthink.errors import UserError, unknown
+from groundthink.layers.attention import Attention
+from groundthink.layers.channel_mix import ChannelMix
+from groundthink.layers.mamba2 import Mamba2
+from groundthink.layers.mlp import MLP
+from groundthink.layers.norms import RMSNorm, make_norm
+from groundthink.layers.rwkv6 import RWKV6
+from groundthink.layers.state import LayerState, State
+from groundthink.models.config import ModelConfig
+from groundthink.models.fusion import FUSIONS
+from groundthink.models.layout import expand
+
+
+def make_mixer(name: str, c: ModelConfig, layer: int, backend: str) -> nn.Module:
+    """The sequence mixer `name` of block `layer`."""
+    if name == "rwkv6":
+        return RWKV6(c.d_model, c.rwkv_head_size, layer, c.n_layers, backend=backend)
+    if name == "mamba2":
+        return Mamba2(
+            c.d_model,
+            c.mamba_state_size,
+            c.mamba_head_size,
+            c.mamba_expand,
+            c.mamba_groups,
+            c.mamba_conv,
+            backend=backend,
+        )
+    return Attention(c.d_model, c.attention_heads)
+
+
+def make_ffn(c: ModelConfig, layer: int) -> nn.Module:
+    """The channel mixing of block `layer`; RWKV-6 rounds its hidden width down to a multiple of 32."""
+    hidden = int(c.ffn_mult * c.d_model)
+    if c.ffn == "gelu":
+        return MLP(c.d_model, hidden)
+    return ChannelMix(c.d_model, hidden // 32 * 32, layer, c.n_layers)
+
+
+def gate_init(c: ModelConfig, layer: int) -> float:
+    """RWKV share of a layer at step 0."""
+    value = c.gate_init_layers[layer] if c.gate_init_layers else c.gate_init
+    if not 0 < value < 1:
+        raise UserError(f"gate_init {value} must lie between 0 (all Mamba) and 1 (all RWKV)")
+    return value
+
+
+class Block(nn.Module):
+    """norm -> mixers in parallel -> branch norm -> fusion -> residual -> norm -> channel mixing -> residual."""
+
+    def __init__(self, c: ModelConfig, layer: int, mixers: tuple[str, ...], backend: str):
+        super().__init__()
+        self.mixers = mixers
+        self.norm1 = make_norm(c.norm, c.d_model, c.norm_eps)
+        for name in mixers:
+            self.add_module(name, make_mixer(name, c, layer, backend))
+        if len(mixers) == 2:
+            if c.branch_norm == "rms":
+                self.branch_norm = nn.ModuleDict({m: RMSNorm(c.d_model, c.norm_eps) for m in mixers})
+            self.fusion = FUSIONS[c.fusion](c.d_model, gate_init(c, layer))
+            if c.mamba_direct:
+                self.mamba_direct = nn.Parameter(torch.empty(c.d_model))
+        if c.ffn != "none":
+            self.norm2 = make_norm(c.norm, c.d_model, c.norm_eps)
+            self.ffn = make_ffn(c, layer)
+
+    def init_state(self, batch: int) -> LayerState:
+        names = [*self.mixers, "ffn"] if hasattr(self, "ffn") else self.mixers
+        parts = {name: getattr(self, name).init_state(batch) for name in names}
+        return {name: part for name, part in parts.items() if part}
+
+    def forward(
+        self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        old, new = state or {}, {}
+        normed = self.norm1(x)
+        branches = []
+        for name in self.mixers:
+            y, new[name] = getattr(self, name)(normed, old.get(name), reset)
+            branches.append(self.branch_norm[name](y) if hasattr(self, "branch_norm") else y)
+        x = x + (self.fusion(*branches) if hasattr(self, "fusion") else branches[0])
+        if hasattr(self, "mamba_direct"):
+            x = x + self.mamba_direct * branches[1]
+        if hasattr(self, "ffn"):
+            y, new["ffn"] = self.ffn(self.norm2(x), old.get("ffn"), reset)
+            x = x + y
+        return x, {name: part for name, part in new.items() if part}
+
+
+class HybridLM(nn.Module):
+    """Embedding, blocks, final norm and head; recurrent state in and out.
+
+    Args:
+        config: layout, sizes and fusion.
+        backend: backend of the recurrences.
+
+    Raises:
+        UserError: the sizes or names in the config do not fit.
+    """
+
+    recurrent = True
+
+    def __init__(self, config: ModelConfig, backend: str = "auto"):
+        super().__init__()
+        check(config)
+        c = self.config = config
+        self.embed = nn.Embedding(c.vocab_size, c.d_model)
+        if c.embed_norm:
+            self.embed_norm = make_norm(c.norm, c.d_model, c.norm_eps)
+        self.blocks = nn.ModuleList(
+            Block(c, layer, mixers, backend) for layer, mixers in enumerate(expand(c.layout, c.n_layers))
+        )
+        self.norm = make_norm(c.norm, c.d_model, c.norm_eps)
+        self.head = nn.Linear(c.d_model, c.vocab_size, bias=False)
+        if c.tie_embeddings:
+            self.head.weight = self.embed.weight
+
+    def init_state(self, batch: int) -> State:
+        """The state before the first token: zeros."""
+        return State([block.init_state(batch) for block in self.blocks])  # pyright: ignore
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: State | None = None,
+        reset: Tensor | None = None,
+        return_states: bool = False,
+    ) -> tuple[Tensor, Any]:
+        """Next-token logits, and the state after the last token.
+
+        Args:
+            tokens: int64 [B, T].
+            state: state before the first token; zeros if None.
+            reset: bool [B, T]; where true the state is zeroed before that token.
+            return_states: give the named states of all layers instead of the tree (`named_states`).
+
+        Returns:
+            logits [B, T, V] and a State, or a dict if `return_states`.
+        """
+        if return_states:
+            return named_states(self, tokens, state, reset)
+        x = self.embed(tokens)
+        if hasattr(self, "embed_norm"):
+            x = self.embed_norm(x)
+        old = state.layers if state else [None] * len(self.blocks)
+        new = []
+        for block, layer in zip(self.blocks, old, strict=True):
+            x, layer = block(x, layer, reset)
+            new.append(layer)
+        return self.head(self.norm(x)), State(new)
+
+
+def named_states(
+    model: nn.Module, tokens: Tensor, state: State | None, reset: Tensor | None
+) -> tuple[Tensor, dict[str, Any]]:
+    """Logits, and the true states of all layers by name.
+
+    Returns:
+        logits [B, T, V] and a dict: rwkv_state [L, B, H, K, V], mamba_state [L, B, H, P, N], gate [L]
+        (mean RWKV share of each parallel layer over this call), each where the model has it, and
+        `state`, the whole tree.
+    """
+    shares: list[Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda fusion, args, _: shares.append(fusion.share(*args)))
+        for name, module in model.named_modules()
+        if name.endswith(".fusion")
+    ]
+    try:
+        logits, new = model(tokens, state, reset)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    stacks = {
+        "rwkv_state": new.part("rwkv6", "wkv"),
+        "mamba_state": new.part("mamba2", "ssm"),
+        "gate": shares,
+    }
+    return logits, {name: torch.stack(x) for name, x in stacks.items() if x} | {"state": new}
+
+
+def check(c: ModelConfig) -> None:
+    """Raise UserError for sizes and names that no model can have."""
+    for name in ("vocab_size", "d_model", "n_layers", "rwkv_head_size", "mamba_head_size"):
+        if getattr(c, name) < 1:
+            raise UserError(f"model.{name} is {getattr(c, name)}; it must be at least 1")
+    if c.fusion not in FUSIONS:
+        raise unknown("fusion", c.fusion, FUSIONS)
+    if c.gate_init_layers and len(c.gate_init_layers) != c.n_layers:
+        raise UserError(
+            f"gate_init_layers has {len(c.gate_init_layers)} values for {c.n_layers} layers; give one a layer"
+        )
+    if not FUSIONS[c.fusion].honours_gate_init and (c.gate_init != 0.5 or c.gate_init_layers):
+        raise UserError(f"fusion {c.fusion} has no gate; leave gate_init at 0.5 or choose hy, gf, hgf or ws")

@@ -1,0 +1,60 @@
+"""Initialisation of a whole model, one function.
+
+| weight                           | published                         | balanced                    |
+|----------------------------------|-----------------------------------|-----------------------------|
+| mixers, channel mixing           | their own `init_weights`          | the same                    |
+| output projections of the mixers | as the mixer has them             | N(0, 1 / fan_in) / sqrt(2 L) |
+| fusion                           | its own `init_weights`            | the same                    |
+| embedding, tied                  | N(0, 0.02)                        | N(0, 0.02)                  |
+| embedding and head, untied       | U(+-1e-4); orthogonal             | the same                    |
+| norms                            | 1 and 0                           | the same                    |
+| Mamba path beside the fusion     | `mamba_direct`                    | the same                    |
+
+Untied: RWKV-LM, gain 0.5 sqrt(V / C) if V > C else 0.5; it relies on the norm after the embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from groundthink.layers.mamba2 import Mamba2
+from groundthink.layers.rwkv6 import RWKV6
+from groundthink.models.config import ModelConfig
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
+    """Initialise every parameter of a model in place; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if module is not model and hasattr(module, "init_weights"):
+                module.init_weights()  # pyright: ignore
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+        for name, parameter in model.named_parameters():
+            if name.endswith("mamba_direct"):
+                nn.init.constant_(parameter, config.mamba_direct)
+        if config.init == "balanced":
+            _balance(model, config)
+        _init_embedding(model, config)
+
+
+def _balance(model: nn.Module, config: ModelConfig) -> None:
+    for module in model.modules():
+        if isinstance(module, RWKV6 | Mamba2):
+            weight = module.output.weight if isinstance(module, RWKV6) else module.out_proj.weight
+            nn.init.normal_(weight, std=(2 * config.n_layers * weight.shape[1]) ** -0.5)
+
+
+def _init_embedding(model: nn.Module, config: ModelConfig) -> None:
+    embed, head = model.embed.weight, model.head.weight
+    if config.tie_embeddings:
+        nn.init.normal_(embed, std=0.02)
+    else:
+        nn.init.uniform_(embed, -1e-4, 1e-4)
+        gain = 0.5 * max(1.0, config.vocab_size / config.d_model) ** 0.5
+        nn.init.orthogonal_(head, gain=gain)
+    if config.layout == "gpt2":
+        nn.init.normal_(model.positions.weight, std=0.02)
