@@ -104,7 +104,7 @@ def parse(name: str, verb: Verb, argv: list[str]) -> Any:
     """The config of a verb from its words; `--config FILE` may stand any number of times."""
     from groundthink import config as configs
 
-    files, argv = take(argv, "--config")
+    files, argv = configs.take(argv, "--config")
     if verb.bare and argv and not argv[0].startswith("-"):
         argv = [f"--{verb.bare}", *argv]
     return configs.parse(
@@ -115,26 +115,6 @@ def parse(name: str, verb: Verb, argv: list[str]) -> Any:
         usage=f"[{verb.bare.rsplit('.')[-1].upper()}]" if verb.bare else "",
         files=[Path(file) for file in files],
     )
-
-
-def take(argv: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
-    """The values of every `flag VALUE` or `flag=VALUE`, and the words without them.
-
-    Raises:
-        UserError: the flag stands last, without a value.
-    """
-    values, rest, words = [], [], iter(argv)
-    for word in words:
-        if word == flag:
-            value = next(words, None)
-            if value is None:
-                raise UserError(f"{flag} needs a value")
-            values.append(value)
-        elif word.startswith(flag + "="):
-            values.append(word.removeprefix(flag + "="))
-        else:
-            rest.append(word)
-    return values, rest
 
 
 def find(argv: Sequence[str]) -> tuple[str, list[str]]:

@@ -57,9 +57,17 @@ def _coerce(kind: Any, value: Any, where: str, name: str) -> Any:
             return float(value)
         except ValueError:
             pass
-    elif isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+    elif (
+        isinstance(kind, type)
+        and isinstance(value, kind)
+        and (kind is bool or not isinstance(value, bool))
+    ):
         return value
-    expected = f"one of {', '.join(map(str, args))}" if origin is Literal else getattr(kind, "__name__", str(kind))
+    expected = (
+        f"one of {', '.join(map(str, args))}"
+        if origin is Literal
+        else getattr(kind, "__name__", str(kind))
+    )
     raise UserError(f"{where}: {name} must be {expected}, not {value!r}")
 
 
@@ -156,19 +164,44 @@ def parse(
     return from_dict(cls, parsed.as_dict(), prog)
 
 
+def take(argv: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
+    """The values of every `flag VALUE` or `flag=VALUE`, and the words without them.
+
+    Raises:
+        UserError: the flag stands last, without a value.
+    """
+    values, rest, words = [], [], iter(argv)
+    for word in words:
+        if word == flag:
+            value = next(words, None)
+            if value is None:
+                raise UserError(f"{flag} needs a value")
+            values.append(value)
+        elif word.startswith(flag + "="):
+            values.append(word.removeprefix(flag + "="))
+        else:
+            rest.append(word)
+    return values, rest
+
+
 def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     """Nested mappings laid over one another; `high` wins leaf by leaf."""
     out = dict(low)
     for key, value in high.items():
         below = out.get(key)
-        out[key] = merge(below, value) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
+        out[key] = (
+            merge(below, value)
+            if isinstance(value, Mapping) and isinstance(below, Mapping)
+            else value
+        )
     return out
 
 
 def _unknown_key(where: str, name: str, known: Sequence[str]) -> UserError:
     by_leaf = {known_name.rsplit(".", 1)[-1].lstrip("-"): known_name for known_name in known}
     near = difflib.get_close_matches(name, known, n=2) or [
-        by_leaf[leaf] for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1].lstrip("-"), by_leaf, n=2)
+        by_leaf[leaf]
+        for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1].lstrip("-"), by_leaf, n=2)
     ]
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
     return UserError(f"{where}: unknown option {name}; {hint}")

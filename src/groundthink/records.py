@@ -41,11 +41,15 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | bool | None) else _plain(value.item() if hasattr(value, "item") else str(value))
+    return (
+        value
+        if isinstance(value, str | int | bool | None)
+        else _plain(value.item() if hasattr(value, "item") else str(value))
+    )
 
 
 def read(path: str | Path, *kinds: str) -> list[Record]:
-    """Records of a file, of the given kinds if any are named; an unfinished last line is left out."""
+    """Records of a file, of the named kinds if any; an unfinished last line is left out."""
     return [record for record in _lines(Path(path)) if not kinds or record["kind"] in kinds]
 
 
@@ -79,20 +83,28 @@ def environment() -> Record:
         "numpy": of("numpy"),
         "triton": of("triton"),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if cuda
+        else platform.processor() or platform.machine(),
         "cuda": torch.version.cuda if cuda else None,
         "threads": torch.get_num_threads(),
     }
 
 
 def git_hash() -> str | None:
-    """Commit of the source tree the package runs from, with `+` if it has changes; None outside one."""
+    """Commit of the source tree of the package, with `+` if it has changes; None outside one."""
     here = Path(__file__).parent
     try:
         commit = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True).stdout
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+" if dirty else "")

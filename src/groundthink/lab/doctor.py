@@ -31,13 +31,13 @@ def environment() -> Iterator[Line]:
 
 
 def backends() -> Iterator[Line]:
-    """Every backend of both recurrences, run on a small input on the device `auto` takes."""
+    """Backends of both recurrences, tried on the default device."""
     import torch
 
+    from groundthink.device import pick_device
     from groundthink.ops import ssd, wkv6
     from groundthink.ops.ssd import BACKENDS as SSD
     from groundthink.ops.wkv6 import BACKENDS as WKV6
-    from groundthink.train.device import pick_device
 
     device = pick_device("auto")
     x = torch.randn(1, 20, 2, 16, device=device)
@@ -49,10 +49,10 @@ def backends() -> Iterator[Line]:
 
 
 def precisions() -> Iterator[Line]:
-    """Precisions of autocast."""
+    """Precisions of autocast, tried on the default device."""
     import torch
 
-    from groundthink.train.device import pick_device
+    from groundthink.device import pick_device
 
     device = pick_device("auto")
     x = torch.randn(8, 8, device=device)
@@ -73,7 +73,11 @@ def extras() -> Iterator[Line]:
         there = find_spec(package) is not None
         yield package, there, "installed" if there else f"pip install 'groundthink[{extra}]'"
     there = shutil.which("g++") is not None
-    yield "C++ compiler", there, "for --train.compile on a CPU" if there else "--train.compile needs one on a CPU"
+    yield (
+        "C++ compiler",
+        there,
+        "for --train.compile on a CPU" if there else "--train.compile needs one on a CPU",
+    )
 
 
 def tried(name: str, action: Callable[[], object]) -> Line:
@@ -88,10 +92,11 @@ def tried(name: str, action: Callable[[], object]) -> Line:
 def run(_: Doctor) -> None:
     """Print every finding."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(highlight=False)
     for section in (environment, backends, precisions, extras):
         console.print(f"\n[bold]{(section.__doc__ or '').rstrip('.')}[/bold]")
         for name, works, note in section():
             mark = "[green]yes[/green]" if works else "[yellow]no [/yellow]"
-            console.print(f"  {mark} {name:<20} {note}")
+            console.print(f"  {mark} {name:<20} {escape(note)}")

@@ -8,9 +8,9 @@ from groundthink.lab.config import Generate
 
 def run(config: Generate) -> None:
     """Print the prompt and its continuation; save the session if asked."""
+    from groundthink.device import pick_device
     from groundthink.models.generate import Session, generate, stream_text
     from groundthink.models.pretrained import load
-    from groundthink.train.device import pick_device
 
     model, tokenizer = load(
         require(config.run, "runs/NAME"), device=pick_device(config.device), which=config.checkpoint

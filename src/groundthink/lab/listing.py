@@ -11,23 +11,25 @@ Row = tuple[str, ...]
 
 
 def models() -> Iterator[Row]:
-    """Sizes counted on the built models (vocabulary of 16,000)."""
+    """Models as built, 16,000 token ids; -mh, -rh, -xm, -xr set the gate of gf and hgf."""
     from dataclasses import replace
 
     from groundthink.models.count import count_config
-    from groundthink.models.names import names, resolve
+    from groundthink.models.names import SIZES, VARIANTS, resolve
 
-    yield (
-        "model", "width x layers", "total", "non-embed", "rwkv6", "mamba2", "MFLOP/token", "state",
-    )  # fmt: skip
-    for name in names():
+    one_gate = {replace(c, gate_init=0.5): name for name, c in reversed(VARIANTS.items())}
+    yield "model", "C x L", "total", "no embed", "rwkv6", "mamba2", "MFLOP", "state"
+    for name in (f"{variant}-{size}" for variant in reversed(one_gate.values()) for size in SIZES):
         config = replace(resolve(name), vocab_size=16000)
         n = count_config(config)
         yield (
             name,
-            f"{config.d_model} x {config.n_layers}",
-            *(f"{n[key] / 1e6:.2f}M" if n[key] else "" for key in ("total", "non_embedding")),
-            *(f"{n[key] / n['non_embedding']:.0%}" if n[key] else "" for key in ("rwkv6", "mamba2")),
+            f"{config.d_model}x{config.n_layers}",
+            *(f"{n[key] / 1e6:.2f}M" for key in ("total", "non_embedding")),
+            *(
+                f"{n[key] / n['non_embedding']:.0%}" if n[key] else "-"
+                for key in ("rwkv6", "mamba2")
+            ),
             f"{n['flops_per_token'] / 1e6:.1f}",
             f"{n['state_bytes'] / 1024:.0f} KiB",
         )
@@ -86,12 +88,14 @@ def run(config: List) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     if config.table not in TABLES:
         raise unknown("table", config.table, TABLES)
     make = TABLES[config.table]
     header, *rows = make()
-    table = Table(*header, box=SIMPLE_HEAD, title=(make.__doc__ or "").rstrip("."), title_justify="left")
+    title = Text((make.__doc__ or "").strip())
+    table = Table(*header, box=SIMPLE_HEAD, title=title, title_justify="left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     Console().print(table)

@@ -43,16 +43,15 @@ def parse(name: str, verb: Verb, argv: list[str]) -> tuple[TrainRun, Path | None
     Raises:
         UserError: unknown name, option or preset, or a value of the wrong type.
     """
-    from groundthink.cli import take
     from groundthink.models.build import preset_file
     from groundthink.models.names import resolve
 
     if argv and not argv[0].startswith("-"):
         argv = ["--model", *argv]
     argv = [expand(word) for word in argv]
-    files, argv = take(argv, "--config")
-    resume, argv = take(argv, "--resume")
-    model, argv = take(argv, "--model.name")
+    files, argv = configs.take(argv, "--config")
+    resume, argv = configs.take(argv, "--resume")
+    model, argv = configs.take(argv, "--model.name")
     if resume:
         files = [str(run_config(Path(resume[-1]))), *files]
         argv = [f"--out={resume[-1]}", *argv]

@@ -61,6 +61,15 @@ def as_config(spec: str | Path | ModelConfig) -> ModelConfig:
     return resolve(name)
 
 
+def empty(config: ModelConfig, backend: str, device: str | torch.device) -> nn.Module:
+    """The module of a config with unset weights on a device."""
+    with torch.device("meta"):
+        model = construct(config, backend)
+    model.to_empty(device=device)
+    model.tie_weights()  # pyright: ignore
+    return model
+
+
 def construct(config: ModelConfig, backend: str = "auto") -> nn.Module:
     """The module of a config with weights as torch leaves them; runs under torch.device("meta")."""
     from groundthink.models.gpt2 import GPT2
@@ -94,8 +103,6 @@ def build(
     config = as_config(spec)
     if vocab_size is not None:
         config = replace(config, vocab_size=vocab_size)
-    with torch.device("meta"):
-        model = construct(config, backend)
-    model.to_empty(device=device)
+    model = empty(config, backend, device)
     init_weights(model, config, seed)
     return model

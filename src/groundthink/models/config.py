@@ -19,8 +19,8 @@ class ModelConfig:
     n_layers: int = 4
     """Number of blocks."""
     layout: str = "parallel"
-    """parallel, rwkv6, mamba2, attention, gpt2, or a pattern of P, R, M and A that repeats to fill the
-    layers, for example "R M*10 R"."""
+    """parallel, rwkv6, mamba2, attention, gpt2, or a pattern of P, R, M and A that repeats to fill
+    the layers, for example "R M*10 R"."""
     fusion: str = "gf"
     """How a parallel block fuses its branches (groundthink list fusions)."""
     gate_init: float = 0.5
@@ -30,7 +30,8 @@ class ModelConfig:
     branch_norm: Literal["none", "rms"] = "rms"
     """RMS-normalise both branch outputs before fusion, so that fusion alone sets the balance."""
     mamba_direct: float = 0.0
-    """Initial per-channel gain of a Mamba path to the residual stream that no gate can close; 0 builds none."""
+    """Initial per-channel gain of a path from Mamba to the residual stream that no gate can close;
+    0 builds none."""
     rwkv_head_size: int = 32
     """Key and value size of an RWKV-6 head."""
     mamba_state_size: int = 64
@@ -60,7 +61,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     """Head shares the embedding matrix."""
     init: Literal["published", "balanced"] = "balanced"
-    """published: each mixer as its paper initialises it; balanced: equal scale of both output projections."""
+    """published: each mixer as its paper has it; balanced: output projections of equal scale."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ COMPONENTS = ("rwkv6", "mamba2", "attention", "fusion", "ffn")
 
 
 def component(name: str) -> str:
-    """The component that owns a parameter, from its dotted name; norms and embeddings are "other"."""
+    """The component that owns a parameter, by its dotted name; norms and embeddings are "other"."""
     return next((c for c in COMPONENTS if f".{c}." in name), "other")
 
 
@@ -37,6 +37,7 @@ def count(model: nn.Module, context: int = 1024) -> dict[str, Any]:
         else:
             sizes[component(name)] += parameter.numel()
             matmul += parameter.numel() if parameter.ndim >= 2 else 0
+    recurrence = sum(_recurrence_flops(module, context) for module in model.modules())
     head = model.head.weight.numel()  # pyright: ignore
     total = embedding + sum(sizes.values())
     return {
@@ -44,28 +45,28 @@ def count(model: nn.Module, context: int = 1024) -> dict[str, Any]:
         "non_embedding": total - embedding,
         "embedding": embedding,
         **sizes,
-        "flops_per_token": 2 * (matmul + head) + sum(map(_mixer_flops(context), model.modules())),
+        "flops_per_token": 2 * (matmul + head) + recurrence,
         "state_bytes": _state_bytes(model, context),
     }
 
 
-def _mixer_flops(context: int):
-    def flops(module: nn.Module) -> int:
-        if isinstance(module, RWKV6):
-            return 7 * module.d_model * module.head_size  # decay, write, bonus and read of S
-        if isinstance(module, Mamba2):
-            return 5 * module.d_inner * module.state_size  # decay, write and read of h
-        if isinstance(module, Attention):
-            return 4 * module.d_model * context  # scores and values
-        return 0
-
-    return flops
+def _recurrence_flops(module: nn.Module, context: int) -> int:
+    if isinstance(module, RWKV6):
+        heads, size = module.heads
+        return 7 * heads * size * size  # decay, write, bonus and read of S
+    if isinstance(module, Mamba2):
+        heads, size = module.heads
+        return 5 * heads * size * module.groups[1]  # decay, write and read of h
+    if isinstance(module, Attention):
+        heads, size = module.heads
+        return 4 * heads * size * context  # scores and values
+    return 0
 
 
 def _state_bytes(model: nn.Module, context: int) -> int:
-    state = model.init_state(1).nbytes()  # pyright: ignore
-    keys = sum(2 * 4 * context * m.d_model for m in model.modules() if isinstance(m, Attention))
-    return state + keys
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    keys = sum(2 * 4 * context * heads * size for heads, size in (a.heads for a in attentions))
+    return keys + model.init_state(1).nbytes()  # pyright: ignore
 
 
 def count_config(config: Any, context: int = 1024) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Fusion(nn.Module):
 
 
 class Gains(Fusion):
-    """hy: per-channel gains, g_r r + g_m m, the same at every position."""
+    """Per-channel gains, g_r r + g_m m, the same at every position."""
 
     def __init__(self, d_model: int, gate_init: float):
         super().__init__(d_model, gate_init)
@@ -64,7 +64,7 @@ class Gate(nn.Module):
 
 
 class Gated(Fusion):
-    """gf: one gate per token, a r + (1 - a) m."""
+    """One gate per token, a r + (1 - a) m."""
 
     width: int | None = 1
 
@@ -89,13 +89,13 @@ class Gated(Fusion):
 
 
 class ChannelGated(Gated):
-    """hgf: one gate per token and channel, a r + (1 - a) m."""
+    """One gate per token and channel, a r + (1 - a) m."""
 
     width = None
 
 
 class WeightedSum(Fusion):
-    """ws: one unconstrained weight per layer, a r + (1 - a) m."""
+    """One unconstrained weight per layer, a r + (1 - a) m."""
 
     def __init__(self, d_model: int, gate_init: float):
         super().__init__(d_model, gate_init)
@@ -109,7 +109,7 @@ class WeightedSum(Fusion):
 
 
 class Residual(Fusion):
-    """rf: RWKV as it is plus projected Mamba, r + P m."""
+    """RWKV as it is plus projected Mamba, r + P m."""
 
     honours_gate_init = False
 
@@ -125,7 +125,7 @@ class Residual(Fusion):
 
 
 class ConcatProject(Fusion):
-    """cp: one projection of both branches, W [r; m]."""
+    """One projection of both branches, W [r; m]."""
 
     honours_gate_init = False
 

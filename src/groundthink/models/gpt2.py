@@ -49,7 +49,11 @@ class GPT2(nn.Module):
         self.blocks = nn.ModuleList(GPT2Block(c) for _ in range(c.n_layers))
         self.norm = make_norm(c.norm, c.d_model, c.norm_eps)
         self.head = nn.Linear(c.d_model, c.vocab_size, bias=False)
-        if c.tie_embeddings:
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Let the head share the embedding, if the config says so; to_empty() parts them."""
+        if self.config.tie_embeddings:
             self.head.weight = self.embed.weight
 
     def init_state(self, batch: int) -> State:
@@ -58,8 +62,6 @@ class GPT2(nn.Module):
             {"attention": block.attention.init_state(batch)}  # pyright: ignore
             for block in self.blocks
         ]
-        device = self.embed.weight.device
-        layers[0]["positions"] = {"next": torch.zeros(batch, dtype=torch.int64, device=device)}
         return State(layers)
 
     def forward(
@@ -75,25 +77,26 @@ class GPT2(nn.Module):
             UserError: a position lies beyond the context length.
         """
         state = state or self.init_state(tokens.shape[0])
-        length = state.layers[0]["attention"]["k"].shape[2] + tokens.shape[1]
+        first = state.layers[0]["attention"]
+        past = first["k"].shape[2]
+        length = past + tokens.shape[1]
         if length > self.config.context_length:
             raise UserError(
-                f"GPT-2 knows {self.config.context_length} positions and the text has {length} tokens; "
-                "use a shorter text, a larger model.context_length, or a recurrent model"
+                f"GPT-2 knows {self.config.context_length} positions and the text has {length} "
+                "tokens; use a shorter text, a larger model.context_length, or a recurrent model"
             )
-        position = count_from_reset(state.layers[0]["positions"]["next"], tokens, reset)
+        position = count_from_reset(past - first["start"], tokens, reset)
         x = self.embed(tokens) + self.positions(position)
         new: list[LayerState] = []
         for block, layer in zip(self.blocks, state.layers, strict=True):
             x, kv = block(x, layer["attention"], reset)
             new.append({"attention": kv})
-        new[0]["positions"] = {"next": position[:, -1] + 1}
         logits = self.head(self.norm(x))
         return logits, {"state": State(new)} if return_states else State(new)
 
 
 def count_from_reset(start: Tensor, tokens: Tensor, reset: Tensor | None) -> Tensor:
-    """Position of each token since the last reset, int64 [B, T]; `start` [B] is that of the first."""
+    """Position of each token since the last reset, int64 [B, T]; `start` [B] is the first one's."""
     index = torch.arange(tokens.shape[1], device=tokens.device)
     position = start[:, None] + index
     if reset is None:

@@ -41,7 +41,7 @@ def make_mixer(name: str, c: ModelConfig, layer: int, backend: str) -> nn.Module
 
 
 def make_ffn(c: ModelConfig, layer: int) -> nn.Module:
-    """The channel mixing of block `layer`; RWKV-6 rounds its hidden width down to a multiple of 32."""
+    """The channel mixing of block `layer`; RWKV-6 rounds its width down to a multiple of 32."""
     hidden = int(c.ffn_mult * c.d_model)
     if c.ffn == "gelu":
         return MLP(c.d_model, hidden)
@@ -57,7 +57,7 @@ def gate_init(c: ModelConfig, layer: int) -> float:
 
 
 class Block(nn.Module):
-    """norm -> mixers in parallel -> branch norm -> fusion -> residual -> norm -> channel mixing -> residual."""
+    """x += fusion(mixers(norm(x))); x += channel_mixing(norm(x)). One mixer needs no fusion."""
 
     def __init__(self, c: ModelConfig, layer: int, mixers: tuple[str, ...], backend: str):
         super().__init__()
@@ -67,7 +67,9 @@ class Block(nn.Module):
             self.add_module(name, make_mixer(name, c, layer, backend))
         if len(mixers) == 2:
             if c.branch_norm == "rms":
-                self.branch_norm = nn.ModuleDict({m: RMSNorm(c.d_model, c.norm_eps) for m in mixers})
+                self.branch_norm = nn.ModuleDict(
+                    {m: RMSNorm(c.d_model, c.norm_eps) for m in mixers}
+                )
             self.fusion = FUSIONS[c.fusion](c.d_model, gate_init(c, layer))
             if c.mamba_direct:
                 self.mamba_direct = nn.Parameter(torch.empty(c.d_model))
@@ -119,11 +121,16 @@ class HybridLM(nn.Module):
         if c.embed_norm:
             self.embed_norm = make_norm(c.norm, c.d_model, c.norm_eps)
         self.blocks = nn.ModuleList(
-            Block(c, layer, mixers, backend) for layer, mixers in enumerate(expand(c.layout, c.n_layers))
+            Block(c, layer, mixers, backend)
+            for layer, mixers in enumerate(expand(c.layout, c.n_layers))
         )
         self.norm = make_norm(c.norm, c.d_model, c.norm_eps)
         self.head = nn.Linear(c.d_model, c.vocab_size, bias=False)
-        if c.tie_embeddings:
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Let the head share the embedding, if the config says so; to_empty() parts them."""
+        if self.config.tie_embeddings:
             self.head.weight = self.embed.weight
 
     def init_state(self, batch: int) -> State:
@@ -167,9 +174,9 @@ def named_states(
     """Logits, and the true states of all layers by name.
 
     Returns:
-        logits [B, T, V] and a dict: rwkv_state [L, B, H, K, V], mamba_state [L, B, H, P, N], gate [L]
-        (mean RWKV share of each parallel layer over this call), each where the model has it, and
-        `state`, the whole tree.
+        logits [B, T, V] and a dict: rwkv_state [L, B, H, K, V], mamba_state [L, B, H, P, N] and
+        gate [L] (mean RWKV share of each parallel layer over this call), each where the model has
+        it, and `state`, the whole tree.
     """
     shares: list[Tensor] = []
     hooks = [
@@ -199,7 +206,10 @@ def check(c: ModelConfig) -> None:
         raise unknown("fusion", c.fusion, FUSIONS)
     if c.gate_init_layers and len(c.gate_init_layers) != c.n_layers:
         raise UserError(
-            f"gate_init_layers has {len(c.gate_init_layers)} values for {c.n_layers} layers; give one a layer"
+            f"gate_init_layers has {len(c.gate_init_layers)} values for {c.n_layers} layers; "
+            "give one a layer"
         )
     if not FUSIONS[c.fusion].honours_gate_init and (c.gate_init != 0.5 or c.gate_init_layers):
-        raise UserError(f"fusion {c.fusion} has no gate; leave gate_init at 0.5 or choose hy, gf, hgf or ws")
+        raise UserError(
+            f"fusion {c.fusion} has no gate; leave gate_init at 0.5 or choose hy, gf, hgf or ws"
+        )

@@ -1,16 +1,18 @@
 """Initialisation of a whole model, one function.
 
-| weight                           | published                         | balanced                    |
-|----------------------------------|-----------------------------------|-----------------------------|
-| mixers, channel mixing           | their own `init_weights`          | the same                    |
-| output projections of the mixers | as the mixer has them             | N(0, 1 / fan_in) / sqrt(2 L) |
-| fusion                           | its own `init_weights`            | the same                    |
-| embedding, tied                  | N(0, 0.02)                        | N(0, 0.02)                  |
-| embedding and head, untied       | U(+-1e-4); orthogonal             | the same                    |
-| norms                            | 1 and 0                           | the same                    |
-| Mamba path beside the fusion     | `mamba_direct`                    | the same                    |
+| weight                      | published                  | balanced               |
+|-----------------------------|----------------------------|------------------------|
+| mixers, channel mixing      | their own `init_weights`   | the same               |
+| mixers' output projections  | as the mixer has them      | N(0, s)                |
+| norms, fusion               | their own `init_weights`   | the same               |
+| embedding, tied, normed     | N(0, 1 / C)                | the same               |
+| embedding, tied, not normed | N(0, 0.02)                 | the same               |
+| embedding and head, untied  | U(+-1e-4) and orthogonal   | the same               |
+| Mamba path past the fusion  | `mamba_direct`             | the same               |
 
-Untied: RWKV-LM, gain 0.5 sqrt(V / C) if V > C else 0.5; it relies on the norm after the embedding.
+N is given with its standard deviation; s = (2 L fan_in)^-1/2 for L layers.
+A norm of the embedding frees its scale; 1 / C keeps the logit of the current token near 1.
+Untied: RWKV-LM, gain 0.5 sqrt(V / C) if V > C else 0.5; it relies on the norm of the embedding.
 """
 
 from __future__ import annotations
@@ -31,8 +33,6 @@ def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
         for module in model.modules():
             if module is not model and hasattr(module, "init_weights"):
                 module.init_weights()  # pyright: ignore
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
         for name, parameter in model.named_parameters():
             if name.endswith("mamba_direct"):
                 nn.init.constant_(parameter, config.mamba_direct)
@@ -51,7 +51,7 @@ def _balance(model: nn.Module, config: ModelConfig) -> None:
 def _init_embedding(model: nn.Module, config: ModelConfig) -> None:
     embed, head = model.embed.weight, model.head.weight
     if config.tie_embeddings:
-        nn.init.normal_(embed, std=0.02)
+        nn.init.normal_(embed, std=1 / config.d_model if config.embed_norm else 0.02)
     else:
         nn.init.uniform_(embed, -1e-4, 1e-4)
         gain = 0.5 * max(1.0, config.vocab_size / config.d_model) ** 0.5

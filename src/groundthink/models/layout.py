@@ -30,7 +30,7 @@ def expand(layout: str, n_layers: int) -> list[tuple[str, ...]]:
     if not letters or n_layers % len(letters):
         near = max(len(letters), round(n_layers / max(len(letters), 1)) * len(letters))
         raise UserError(
-            f"layout {layout!r} has {len(letters)} blocks, which do not divide n_layers {n_layers}; "
+            f"layout {layout!r} has {len(letters)} blocks, not a divisor of n_layers {n_layers}; "
             f"the nearest that fits is {near}"
         )
     return [MIXERS[letter] for letter in letters * (n_layers // len(letters))]

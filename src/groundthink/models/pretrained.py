@@ -1,4 +1,4 @@
-"""Model folders: model.safetensors, config.yaml, tokenizer.json, meta.json. No code runs from them."""
+"""Model folders: model.safetensors, config.yaml, tokenizer.json, meta.json. Nothing in them is run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from torch import nn
 from groundthink import config as configs
 from groundthink.data.tokenizers import Tokenizer, load_tokenizer
 from groundthink.errors import UserError
-from groundthink.models.build import construct
+from groundthink.models.build import empty
 from groundthink.models.config import ModelConfig
 
 WEIGHTS = "model.safetensors"
 
 
-def save(folder: str | Path, model: nn.Module, tokenizer: Tokenizer | None, meta: dict[str, Any]) -> None:
+def save(
+    folder: str | Path, model: nn.Module, tokenizer: Tokenizer | None, meta: dict[str, Any]
+) -> None:
     """Write a model folder; tied weights are stored once."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +44,11 @@ def stored_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load(
-    path: str | Path, *, device: str | torch.device = "cpu", backend: str = "auto", which: str = "last"
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    backend: str = "auto",
+    which: str = "last",
 ) -> tuple[nn.Module, Tokenizer | None]:
     """The model and tokenizer of a run, a checkpoint folder or an imported model.
 
@@ -54,13 +60,11 @@ def load(
         The model in eval mode, and its tokenizer (None where the folder has none).
 
     Raises:
-        UserError: nothing to load there, or a file is corrupt or does not fit (the message names it).
+        UserError: nothing to load there, or a file is corrupt or does not fit (it is named).
     """
     folder = model_folder(path, which)
     config = configs.load(ModelConfig, folder / "config.yaml")
-    with torch.device("meta"):
-        model = construct(config, backend)
-    model.to_empty(device=device)
+    model = empty(config, backend, device)
     load_weights(model, folder)
     tokenizer_file = folder / "tokenizer.json"
     tokenizer = load_tokenizer(tokenizer_file) if tokenizer_file.exists() else None
@@ -86,16 +90,21 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         weights = load_file(path)
     except Exception as error:
         raise UserError(
-            f"{path} is missing or damaged ({error}); use another checkpoint of the run, see {folder.parent}"
+            f"{path} is missing or damaged ({error}); "
+            f"use another checkpoint of the run, see {folder.parent}"
         ) from error
     expected = stored_weights(model)
     wrong = sorted(
         name
         for name in expected.keys() | weights.keys()
-        if name not in weights or name not in expected or weights[name].shape != expected[name].shape
+        if name not in weights
+        or name not in expected
+        or weights[name].shape != expected[name].shape
     )
     if wrong:
-        raise UserError(f"{path} is of another model: {len(wrong)} weights do not fit, first {wrong[0]}")
+        raise UserError(
+            f"{path} is of another model: {len(wrong)} weights do not fit, first {wrong[0]}"
+        )
     model.load_state_dict(weights, strict=False)
 
 
@@ -119,10 +128,16 @@ def model_folder(path: str | Path, which: str = "last") -> Path:
         try:
             return index.parent / json.loads(index.read_text(encoding="utf-8"))[which]
         except (ValueError, KeyError) as error:
-            raise UserError(f"{index} is damaged; name a checkpoint folder inside {index.parent}") from error
+            raise UserError(
+                f"{index} is damaged; name a checkpoint folder inside {index.parent}"
+            ) from error
     if (path / "meta.json").exists():
         return path
-    reason = "has no checkpoint yet" if (path / "config.yaml").exists() else "is not a run or a model folder"
+    reason = (
+        "has no checkpoint yet"
+        if (path / "config.yaml").exists()
+        else "is not a run or a model folder"
+    )
     raise UserError(f"{path} {reason}; train one with: groundthink train")
 
 
