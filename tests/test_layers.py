@@ -94,5 +94,5 @@ def test_the_command_line_starts_without_torch():
     import subprocess
     import sys
 
-    code = "import sys; from groundthink.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    code = "import sys, groundthink.cli as c; c.main(['--help']); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -59,7 +59,7 @@ VERBS = {
     ),
     "data inspect": Verb(
         "decoded windows and document boundaries of a corpus",
-        "groundthink.data.inspect:DataInspect",
+        "groundthink.data.config:DataInspect",
         "groundthink.data.inspect:run",
         "data.corpus",
     ),

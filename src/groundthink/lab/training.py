@@ -46,11 +46,11 @@ def parse(name: str, verb: Verb, argv: list[str]) -> tuple[TrainRun, Path | None
     from groundthink.models.build import preset_file
     from groundthink.models.names import resolve
 
-    if argv and not argv[0].startswith("-"):
-        argv = ["--model", *argv]
     argv = [expand(word) for word in argv]
     files, argv = configs.take(argv, "--config")
     resume, argv = configs.take(argv, "--resume")
+    if argv and not argv[0].startswith("-"):
+        argv = ["--model.name", *argv]
     model, argv = configs.take(argv, "--model.name")
     if resume:
         files = [str(run_config(Path(resume[-1]))), *files]

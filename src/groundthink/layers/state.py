@@ -26,7 +26,10 @@ class State:
         """A new tree with `fn` applied to every tensor."""
         return State(
             [
-                {module: {part: fn(x) for part, x in parts.items()} for module, parts in layer.items()}
+                {
+                    module: {part: fn(x) for part, x in parts.items()}
+                    for module, parts in layer.items()
+                }
                 for layer in self.layers
             ]
         )
@@ -64,11 +67,15 @@ class State:
         return sum(x.numel() * x.element_size() for _, x in self.items())
 
     def require_fit(self, like: State) -> None:
-        """Raise UserError unless both trees have the same parts and shapes."""
+        """Raise UserError unless both trees have the same parts and shapes.
+
+        A dimension that is 0 in `like` grows with the text and fits any size.
+        """
         mine = {name: tuple(x.shape) for name, x in self.items()}
         other = {name: tuple(x.shape) for name, x in like.items()}
         for name in sorted(mine.keys() | other.keys()):
-            if mine.get(name) != other.get(name):
+            a, b = mine.get(name, ()), other.get(name, ())
+            if len(a) != len(b) or any(i != j != 0 for i, j in zip(a, b, strict=True)):
                 raise UserError(
                     f"this state does not fit the model: {name} is {mine.get(name, 'missing')}, "
                     f"the model has {other.get(name, 'no such part')}"

@@ -67,9 +67,7 @@ class Block(nn.Module):
             self.add_module(name, make_mixer(name, c, layer, backend))
         if len(mixers) == 2:
             if c.branch_norm == "rms":
-                self.branch_norm = nn.ModuleDict(
-                    {m: RMSNorm(c.d_model, c.norm_eps) for m in mixers}
-                )
+                self.branch_norm = nn.ModuleList(RMSNorm(c.d_model, c.norm_eps) for _ in mixers)
             self.fusion = FUSIONS[c.fusion](c.d_model, gate_init(c, layer))
             if c.mamba_direct:
                 self.mamba_direct = nn.Parameter(torch.empty(c.d_model))
@@ -90,7 +88,9 @@ class Block(nn.Module):
         branches = []
         for name in self.mixers:
             y, new[name] = getattr(self, name)(normed, old.get(name), reset)
-            branches.append(self.branch_norm[name](y) if hasattr(self, "branch_norm") else y)
+            branches.append(y)
+        if hasattr(self, "branch_norm"):
+            branches = [norm(y) for norm, y in zip(self.branch_norm, branches, strict=True)]
         x = x + (self.fusion(*branches) if hasattr(self, "fusion") else branches[0])
         if hasattr(self, "mamba_direct"):
             x = x + self.mamba_direct * branches[1]

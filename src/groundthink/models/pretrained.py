@@ -1,4 +1,4 @@
-"""Model folders: model.safetensors, config.yaml, tokenizer.json, meta.json. Nothing in them is run."""
+"""Model folders: weights, config, tokenizer and meta as safetensors, YAML and JSON: data only."""
 
 from __future__ import annotations
 
