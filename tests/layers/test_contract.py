@@ -139,6 +139,20 @@ def test_rows_of_a_batch_do_not_meet(name):
 
 
 @every_layer
+def test_gradients_are_those_of_the_function(name):
+    layer = noisy(name)
+    x, reset = inputs(6)
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+
+    def call(x, *parameters):
+        weights = dict(zip(names, parameters, strict=True))
+        y, state = torch.func.functional_call(layer, weights, (x, None, reset))
+        return y, *floats(state).values()
+
+    assert torch.autograd.gradcheck(call, (x.requires_grad_(), *parameters), fast_mode=True)
+
+
+@every_layer
 def test_a_gradient_reaches_every_parameter(name):
     layer = noisy(name)
     x, reset = inputs(20)

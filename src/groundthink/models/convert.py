@@ -221,18 +221,23 @@ def _renamed(config: ModelConfig, found: Weights, rules: Rules, where: str | Pat
     weights = {}
     for name, like in expected.items():
         keys = _sources(name, rules)
-        for key in keys:
-            if key not in found:
-                raise UserError(f"{where} lacks the weight {key}")
-        parts = [found.pop(key) for key in keys]
-        weight = torch.stack([part.flatten() for part in parts]) if len(parts) > 1 else parts[0]
-        if weight.squeeze().shape != like.squeeze().shape:
-            shapes = f"{list(parts[0].shape)}, which does not fit {list(like.shape)}"
-            raise UserError(f"{where}: the weight {keys[0]} has shape {shapes}")
-        weights[name] = weight.reshape(like.shape)
+        likes = like.unbind() if len(keys) > 1 else (like,)
+        parts = [_take(found, *pair, where) for pair in zip(keys, likes, strict=True)]
+        weights[name] = torch.stack(parts) if len(parts) > 1 else parts[0]
     if found:
         raise UserError(f"{where} holds the weight {min(found)}, which the model has no place for")
     return weights
+
+
+def _take(found: Weights, key: str, like: Tensor, where: str | Path) -> Tensor:
+    """The weight `key`, shaped as `like` up to dimensions of size one, and no longer in `found`."""
+    if key not in found:
+        raise UserError(f"{where} lacks the weight {key}")
+    weight = found.pop(key)
+    if weight.squeeze().shape != like.squeeze().shape:
+        shapes = f"{list(weight.shape)}, which does not fit {list(like.shape)}"
+        raise UserError(f"{where}: the weight {key} has shape {shapes}")
+    return weight.reshape(like.shape)
 
 
 def _sources(name: str, rules: Rules) -> list[str]:
