@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,12 +93,19 @@ def run_config(folder: Path) -> Path:
 
 
 def run(command: tuple[TrainRun, Path | None]) -> int:
-    """Train, watching the balance of the branches (and the states, if asked)."""
+    """Train, watching the balance of the branches (and the states, if asked); the exit code."""
     from groundthink.diagnose.balance import Balance
     from groundthink.diagnose.states import States
     from groundthink.train.loop import train
+    from groundthink.train.stop import Interrupted
 
     config, resume = command
     every = config.train.log_every
     observers = [Balance(every)] + ([States(every)] if config.train.log_states else [])
-    return train(config, observers=observers, resume=resume)
+    try:
+        folder = train(config, observers=observers, resume=resume)
+    except Interrupted as stop:
+        print(f"groundthink: {stop}", file=sys.stderr)
+        return stop.code
+    print(f"{folder}: look at it with: groundthink check {folder}; groundthink report {folder}")
+    return 0

@@ -1,0 +1,32 @@
+"""`groundthink check`: gates on a run, as a table, as records and as an exit code."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from groundthink.diagnose.config import Check
+from groundthink.lab.generation import require
+
+
+def run(config: Check) -> int:
+    """Run the gates, write RUN/results/gates.jsonl and print the table; 1 if a gate failed."""
+    from rich.console import Console
+
+    from groundthink.diagnose.check import subject_of, table
+    from groundthink.diagnose.gates import run_gates
+    from groundthink.records import Records, environment
+
+    config = replace(config, run=require(config.run, "runs/NAME"))
+    subject = subject_of(config)
+    findings = run_gates(subject, config.only, allow_untrained=config.allow_untrained)
+    path = Path(config.run) / "results" / "gates.jsonl"
+    path.unlink(missing_ok=True)
+    records = Records(path, {**environment(), "step": subject.steps, "seed": subject.seed})
+    for finding in findings:
+        records.append("gate", **finding.record())
+    Console().print(table(findings))
+    counts = Counter(str(finding.verdict) for finding in findings)
+    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()), f"-> {path}")
+    return int("FAIL" in counts)
