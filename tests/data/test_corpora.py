@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from groundthink.data import tokenizers
+from groundthink.data import packed, tokenizers
 from groundthink.data.config import DataConfig
 from groundthink.data.corpora import open_corpus, pieces, prepare
 from groundthink.errors import UserError
@@ -17,12 +17,12 @@ from groundthink.errors import UserError
 
 def documents(corpus, split):
     """Texts of a split, decoded between the document ends; each must end with eos."""
-    packed, found, start = corpus.splits[split], [], 0
-    for end in packed.doc_ends:
-        assert packed.tokens[end - 1] == corpus.tokenizer.eos
-        found.append(corpus.tokenizer.decode(packed.tokens[start : end - 1]))
+    text, found, start = corpus.splits[split], [], 0
+    for end in text.doc_ends:
+        assert text.tokens[end - 1] == corpus.tokenizer.eos
+        found.append(corpus.tokenizer.decode(text.tokens[start : end - 1].tolist()))
         start = end
-    assert start == len(packed.tokens)
+    assert start == len(text.tokens)
     return found
 
 
@@ -39,9 +39,9 @@ def test_every_document_comes_back_once(stories, tokenizer):
     texts = stories.read_text(encoding="utf-8").split("\n<|endoftext|>\n")[:-1]
     found = [text for split in ("train", "val", "test") for text in documents(corpus, split)]
     assert sorted(found) == sorted(texts)
-    for packed in corpus.splits.values():
-        assert packed.tokens.dtype == np.uint16 and isinstance(packed.tokens, np.memmap)
-    sizes = {split: packed.bytes for split, packed in corpus.splits.items()}
+    for part in corpus.splits.values():
+        assert part.tokens.dtype == np.uint16 and isinstance(part.tokens, np.memmap)
+    sizes = {split: part.bytes for split, part in corpus.splits.items()}
     assert sum(sizes.values()) == sum(len(text.encode()) for text in texts)
     about = corpus.about
     assert about["documents"] == 40 and about["bytes"] == sum(sizes.values())
@@ -142,6 +142,16 @@ def test_a_failed_build_leaves_nothing(stories, cache):
 
 
 @pytest.mark.tiny
+def test_of_two_builders_the_faster_wins(cache):
+    with packed.building(cache / "data") as slow:
+        (slow / "who").write_text("slow")
+        with packed.building(cache / "data") as fast:
+            (fast / "who").write_text("fast")
+    assert (cache / "data" / "who").read_text() == "fast"
+    assert [path.name for path in cache.iterdir()] == ["data"]
+
+
+@pytest.mark.tiny
 def test_a_cache_that_cannot_be_written(stories, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write tokens .*data.cache_dir"):
@@ -170,6 +180,8 @@ def test_impossible_settings(stories):
     for changes, message in cases:
         with pytest.raises(UserError, match=message):
             prepare(DataConfig(corpus=str(stories), **changes), lanes=2)
+    with pytest.raises(UserError, match="needs a batch size"):
+        prepare(DataConfig(corpus=str(stories), split="track"))
     stories.write_text("x")
     with pytest.raises(UserError, match="too little text"):
         prepare(DataConfig(corpus=str(stories)))
@@ -200,11 +212,11 @@ def test_the_studys_tracks_on_shakespeare(shakespeare):
 @pytest.mark.tiny
 def test_tracks_keep_the_document_ends_inside_them(stories):
     corpus = prepare(DataConfig(corpus=str(stories), split="track", val_fraction=0.25), lanes=3)
-    for packed in corpus.splits.values():
-        lane = len(packed.tokens) // 3
-        ends = np.flatnonzero(packed.tokens == corpus.tokenizer.eos) + 1
+    for part in corpus.splits.values():
+        lane = len(part.tokens) // 3
+        ends = np.flatnonzero(part.tokens == corpus.tokenizer.eos) + 1
         expected = np.union1d(ends, lane * np.arange(1, 4))
-        assert packed.doc_ends.tolist() == expected.tolist()
+        assert part.doc_ends.tolist() == expected.tolist()
 
 
 def test_one_text_without_separators_is_cut_at_a_line(shakespeare):

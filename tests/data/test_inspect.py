@@ -29,8 +29,8 @@ def test_sizes_and_windows_with_boundaries(stories, order):
 @pytest.mark.tiny
 def test_control_characters_are_spelt_out(tmp_path):
     path = tmp_path / "odd.txt"
-    path.write_text("a\x1b[31mred\tand\x07so on\n" * 50)
-    config = DataInspect(data=DataConfig(corpus=str(path)), windows=1, seq_len=60)
+    path.write_text("a\x1b[31mred\tand\x07so on\n" * 3)  # shorter than the window asked for
+    config = DataInspect(data=DataConfig(corpus=str(path)), windows=1, seq_len=500)
     text = inspect(config)
     assert "\\x1b[31mred\\tand\\x07" in text and "\x1b" not in text
 

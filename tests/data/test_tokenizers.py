@@ -94,8 +94,12 @@ def test_a_tokenizer_json_of_others(tmp_path):
     """A SentencePiece-like vocabulary with byte fallback and its own end-of-document token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    vocab = {"<unk>": 0, "</s>": 1, "<0xC3>": 2, "<0xA9>": 3, "▁caf": 4, "▁": 5, "caf": 6}
-    inner = Tokenizer(models.BPE(vocab, [("▁", "caf")], byte_fallback=True, unk_token="<unk>"))
+    pieces = ["<unk>", "</s>", "<0xC3>", "<0xA9>", "▁", "c", "a", "f", "ca", "caf", "▁caf"]
+    vocab, merges = (
+        {piece: i for i, piece in enumerate(pieces)},
+        [("c", "a"), ("ca", "f"), ("▁", "caf")],
+    )
+    inner = Tokenizer(models.BPE(vocab, merges, byte_fallback=True, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     inner.add_special_tokens(["<unk>", "</s>"])
@@ -103,7 +107,8 @@ def test_a_tokenizer_json_of_others(tmp_path):
     inner.save(str(tmp_path / "other.json"))
     tokenizer = load_tokenizer(tmp_path / "other.json")
     assert tokenizer.eos == 1
-    assert tokenizer.token_bytes.tolist() == [0, 0, 1, 1, 4, 1, 3]
+    assert tokenizer.token_bytes.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 2, 3, 4]
+    assert tokenizer.decode(tokenizer.encode("caf é caf é")) == "caf é caf é"
 
 
 def test_unusable_tokenizer_files_are_named(tmp_path):

@@ -65,7 +65,8 @@ def prepare(
     start = time.perf_counter()
     _check(config)
     lanes = lanes if config.split == "track" else 0
-    assert lanes or config.split != "track", "the track split needs the number of lanes"
+    if config.split == "track" and not lanes:
+        raise UserError("data.split track needs a batch size; use data.split document here")
     source = open_source(config)
     wanted = tokenizer or _named_tokenizer(config.tokenizer)
     by_name = f"bpe {config.bpe_vocab_size}" if config.tokenizer == "bpe" else config.tokenizer
@@ -150,7 +151,7 @@ class _Survey:
 
 
 def _documents(source: Source) -> Iterator[Document]:
-    return (document for document in source.read() if not document.text.isspace() and document.text)
+    return (d for d in source.read() if d.text and not d.text.isspace())
 
 
 def _survey(source: Source) -> _Survey:

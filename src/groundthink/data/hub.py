@@ -15,9 +15,7 @@ ARTICLE = re.compile(r" = [^=].*[^=] = \n")  # a title line of WikiText
 
 def is_name(spec: str) -> bool:
     """Whether a corpus name has the form of a dataset: owner/name, name:config or both."""
-    return re.fullmatch(r"([\w.-]+/)?[\w.-]+(:[\w.-]+)?", spec) is not None and bool(
-        {"/", ":"} & {*spec}
-    )
+    return re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?|[\w.-]+:[\w.-]+", spec) is not None
 
 
 def source(spec: str, text_field: str) -> Source:
@@ -42,16 +40,15 @@ def source(spec: str, text_field: str) -> Source:
                 )
             batches = rows.select_columns([text_field]).iter(1000)
             texts = documents(text for batch in batches for text in batch[text_field] if text)
-            yield from (
-                Document(f"{spec} {split}", text, SPLIT_OF.get(split, "")) for text in texts
-            )
+            named = SPLIT_OF.get(split, "")
+            yield from (Document(f"{spec} {split}", text, named) for text in texts)
 
     return Source(spec, ["hub", spec, text_field], read)
 
 
 def documents(rows: Iterable[str]) -> Iterator[str]:
-    """One document per row (none is empty), except that rows ending in a line break are lines of a longer text,
-    as in WikiText: they are joined up to the next article title."""
+    """One document per row, except that rows which end in a line break are lines of a longer text,
+    as in WikiText: they are joined up to the next article title. No row is empty."""
     lines: list[str] = []
     for row in rows:
         is_line = row.endswith("\n")

@@ -14,11 +14,16 @@ WIDTH = 100
 RESET, END = "▶", "■"
 
 
+def run(config: DataInspect) -> None:
+    """Print what `inspect` says."""
+    print(inspect(config))
+
+
 def inspect(config: DataInspect, log: Callable[[str], None] = print) -> str:
     """Tokenize or open a corpus and describe it: source, sizes, splits and decoded windows.
 
     Raises:
-        UserError: see `corpora.prepare` and `stream.Lanes`.
+        UserError: see `corpora.prepare`.
     """
     corpus = prepare(config.data, lanes=max(config.windows, 1), log=log)
     lines = [*_facts(corpus), ""]
@@ -53,9 +58,10 @@ def _facts(corpus: Corpus) -> Iterator[str]:
 def _windows(corpus: Corpus, config: DataInspect) -> Iterator[str]:
     from groundthink.data.stream import Lanes, Windows
 
+    train = corpus.splits["train"]
+    longest = len(train.tokens) // config.windows - 1
     order = Lanes if config.data.order == "lanes" else Windows
-    stream = order(corpus.splits["train"], config.windows, config.seq_len)
-    batch = stream.next()
+    batch = order(train, config.windows, max(1, min(config.seq_len, longest))).next()
     yield f"{RESET} state is reset before the next token    {END} end of a document"
     for row in range(config.windows):
         ids, reset = batch.tokens[row].numpy(), batch.reset[row].numpy()

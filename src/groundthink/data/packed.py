@@ -101,8 +101,11 @@ def building(folder: Path) -> Iterator[Path]:
             work = Path(scratch, "data")
             work.mkdir()
             yield work
-            if not folder.exists():  # another process may have been faster
+            try:
                 work.rename(folder)
+            except OSError:
+                if not folder.exists():  # else another process was faster
+                    raise
     except OSError as error:
         raise UserError(f"cannot write tokens to {folder}: {error}; set data.cache_dir") from error
 
