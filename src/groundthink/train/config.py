@@ -64,7 +64,7 @@ class TrainConfig:
     eval_every: int = 500
     """Steps between validations."""
     eval_tokens: int = 0
-    """Validation tokens at each evaluation, a fixed share with its standard error; 0 is the whole split."""
+    """Validation tokens at each evaluation, always the same ones; 0 is the whole split."""
     sample_every: int = 1000
     """Steps between text samples; 0 is none."""
     save_every: int = 1000

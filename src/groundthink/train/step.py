@@ -1,0 +1,180 @@
+"""One optimizer step: accumulation, precision, the carried state, clipping, the finite check."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from groundthink.data.stream import Batch
+from groundthink.layers.state import State
+from groundthink.train.config import TrainConfig
+from groundthink.train.optim import adamw, component, set_lr
+
+
+class Observer(Protocol):
+    """Looks at a model from outside during a training step."""
+
+    every: int
+
+    def start(self, model: nn.Module) -> None:
+        """Called before the forward passes of an observed step."""
+
+    def finish(self, model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
+        """Called with the gradients in place, unclipped; returns records as (kind, fields)."""
+        ...
+
+
+class NonFinite(Exception):
+    """The loss or the gradient is NaN or infinite; the weights are still those before the step."""
+
+    def __init__(self, what: str, module: str):
+        super().__init__(f"{what} is not finite, first in {module} ({component(module)})")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one step measured: nats per token, gradient norm before clipping, observers' records."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    observed: list[tuple[str, dict[str, Any]]]
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context of a precision; fp32 leaves everything as it is."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Runs compiled blocks as plain Python: compiled code does not call hooks."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def nats(logits: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
+    """Cross-entropy in fp32 of logits [B, T, V]; targets [B, T] of -100 are not scored."""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction=reduction)
+
+
+class Stepper:
+    """Model, optimizer, loss scaler and carried state.
+
+    Args:
+        carry: start each forward pass from the state the last one ended in, cut from the graph.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device, carry: bool):
+        self.model, self.config, self.device, self.carry = model, config, device, carry
+        self.optimizer = adamw(model, config, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.state: State | None = None
+
+    def step(
+        self, number: int, batches: Sequence[Batch], observers: Sequence[Observer] = ()
+    ) -> Outcome:
+        """Update the weights on the mean loss over all scored tokens of `batches`.
+
+        An fp16 step whose gradient overflows is left out by the scaler, which is no error.
+
+        Raises:
+            NonFinite: the loss or the gradient norm is NaN or infinite.
+        """
+        scored = sum(int((batch.targets >= 0).sum()) for batch in batches)
+        before = self.state
+        self.optimizer.zero_grad()
+        for observer in observers:
+            observer.start(self.model)
+        with eager() if observers and self.config.compile else nullcontext():
+            total = torch.zeros((), device=self.device)
+            for batch in batches:
+                loss = self._forward(batch)
+                self.scaler.scale(loss / scored).backward()
+                total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        observed = [record for observer in observers for record in observer.finish(self.model)]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        loss, grad_norm = torch.stack([total / scored, norm]).tolist()
+        if not math.isfinite(loss):
+            self.state = before
+            raise NonFinite("the loss", first_nonfinite(self.model, lambda: self._replay(batches)))
+        if not math.isfinite(grad_norm) and not self._overflowed():
+            raise NonFinite("the gradient", last_nonfinite_gradient(self.model))
+        if self.config.grad_clip:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, norm)
+        lr = set_lr(self.optimizer, number, self.config)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return Outcome(loss, grad_norm, lr, observed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values that `load_state_dict` goes on from."""
+        state = self.state and {name: x.clone() for name, x in self.state.items()}
+        optimizer = self.optimizer.state_dict()["state"]
+        return {"optimizer": optimizer, "scaler": self.scaler.state_dict(), "state": state}
+
+    def load_state_dict(self, stored: dict[str, Any]) -> None:
+        """Go on from a `state_dict`; learning rates and decay are those of this config."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": stored["optimizer"], "param_groups": groups})
+        self.scaler.load_state_dict(stored["scaler"])
+        if stored["state"]:
+            self.state = State.from_items(stored["state"]).map(lambda x: x.to(self.device))
+
+    def _forward(self, batch: Batch) -> Tensor:
+        tokens, targets, reset = (
+            x.to(self.device, non_blocking=True) for x in (batch.tokens, batch.targets, batch.reset)
+        )
+        with autocast(self.device, self.config.precision):
+            logits, state = self.model(tokens, self.state, reset)
+        self.state = state.detach() if self.carry else None
+        return nats(logits, targets)
+
+    @torch.no_grad()
+    def _replay(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            self._forward(batch)
+
+    def _overflowed(self) -> bool:
+        """Whether fp16 explains a gradient that is not finite: the scale can still be lowered."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+
+
+def first_nonfinite(model: nn.Module, forward: Callable[[], None]) -> str:
+    """Dotted name of the first module whose output is not finite; "loss" if every output is."""
+    found: list[str] = []
+
+    def watch(name: str):
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            x = output[0] if isinstance(output, tuple) else output
+            if not found and isinstance(x, Tensor) and not x.isfinite().all():
+                found.append(name or "model")
+
+        return hook
+
+    handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules()]
+    try:
+        with eager():
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else "loss"
+
+
+def last_nonfinite_gradient(model: nn.Module) -> str:
+    """Dotted name of the deepest parameter with such a gradient: backward reached it first."""
+    names = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and not parameter.grad.isfinite().all()
+    ]
+    return names[-1] if names else "the sum of squares"
