@@ -58,7 +58,8 @@ class _Scan(torch.autograd.Function):
     def forward(ctx, x, dt, A, B, C, state, reset):
         p = _prepare(x, dt, A, B, C, reset)
         states = p.x_dt.mT @ p.B_end
-        final = _carry(_by_group(state, p.B), states, p.whole, range(len(states)))
+        state = state.unflatten(1, (B.shape[2], -1))
+        final = _carry(state, states, p.whole, range(len(states)))
         y = p.pair.mul_(p.CB) @ p.x_dt
         _add_product(y, p.C_start, states.mT)
         ctx.save_for_backward(x, dt, A, B, C, reset, states)
@@ -73,11 +74,12 @@ class _Scan(torch.autograd.Function):
 
 def _gradients(dy, dfinal, x, dt, A, B, C, reset, states) -> tuple[Tensor, ...]:
     """Of x, dt, A, B, C and the first state."""
+    groups = B.shape[2]
     p = _prepare(x, dt, A, B, C, reset)
-    dy = _chunks(dy, B.shape[2]).contiguous()
+    dy = _chunks(dy, groups).contiguous()
     dstates = dy.mT @ p.C_start
-    backwards = reversed(range(len(states)))
-    dstate = _carry(_by_group(dfinal, p.B), dstates, p.whole, backwards)
+    dfinal = dfinal.unflatten(1, (groups, -1))
+    dstate = _carry(dfinal, dstates, p.whole, reversed(range(len(states))))
     dpair = (dy @ p.x_dt.mT).mul_(p.pair)
     dCB = dpair.sum(3, keepdim=True).mul_(p.mask)
     dx_dt = p.pair.mul_(p.CB).mT @ dy
@@ -116,9 +118,9 @@ def _prepare(x, dt, A, B, C, reset) -> _Prepared:
     groups = B.shape[2]
     dt = _chunks(dt[..., None], groups).contiguous()
     B, C = _chunks(B, groups).contiguous(), _chunks(C, groups).contiguous()
-    log = (dt[..., 0] * A.view(groups, -1, 1)).clamp_(min=FORGOTTEN)
-    # Differences of long sums lose the small decays next to a large one. Whole numbers add
-    # exactly, and the rest stays small.
+    log = (dt[..., 0] * A.reshape(groups, -1, 1)).clamp_(min=FORGOTTEN)
+    # A small decay would drown in the sum of larger ones before it. Whole numbers add exactly in
+    # floating point, and the sums of what remains stay small.
     whole = log.round()
     rest = log.sub_(whole).cumsum(-1)
     whole = whole.cumsum(-1)
@@ -164,10 +166,6 @@ def _carry(first: Tensor, steps: Tensor, decay: Tensor, order: Iterable[int]) ->
 
 def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
     out.flatten(0, 3).baddbmm_(a.flatten(0, 3), b.flatten(0, 3))
-
-
-def _by_group(state: Tensor, B: Tensor) -> Tensor:
-    return state.unflatten(1, (B.shape[2], -1))
 
 
 def _chunks(tensor: Tensor, groups: int) -> Tensor:
