@@ -1,0 +1,1 @@
+"""Self-contained offline HTML pages, made from records alone."""

@@ -1,0 +1,133 @@
+"""Figures of what a model holds: recurrent state over time, parameters by part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from groundthink.records import Record
+from groundthink.report.plot import (
+    ACCENT,
+    FAINT,
+    INK,
+    MAMBA2,
+    MUTED,
+    OTHER,
+    RWKV6,
+    Figure,
+    Panel,
+    axis,
+    stacked,
+)
+from groundthink.report.run import Run
+from groundthink.report.series import column, known
+from groundthink.report.text import compact, percent, sig
+
+
+def states(run: Run) -> list[Figure]:
+    """The state columns of --train.log_states."""
+    rows = run.of("states")
+    return [*_state_sizes(rows), *_state_dynamics(rows)]
+
+
+def budget(run: Run) -> list[Figure]:
+    """Where the parameters are, as one bar."""
+    parts = parameter_parts(run.counts)
+    if not parts:
+        return []
+    total = sum(number for _, number, _ in parts)
+    name, number, _ = max(parts, key=lambda part: part[1])
+    traces = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "x": [n],
+            "y": ["parameters"],
+            "name": label,
+            "marker": {"color": color},
+            "hovertemplate": f"{label}: %{{x:,d}} ({percent(n / total)})<extra></extra>",
+        }
+        for label, n, color in parts
+    ]
+    layout = {
+        "barmode": "stack",
+        "hovermode": "closest",
+        "xaxis": axis("parameters", tickformat="~s"),
+        "yaxis": {"visible": False, "fixedrange": True},
+    }
+    title = (
+        f"The largest part, {name}, holds {percent(number / total)} of {compact(total)} parameters"
+    )
+    caption = "Counted on the built model; norms outside the named parts are the rest."
+    return [Figure("parameters", title, caption, traces, layout, height=190, wide=True)]
+
+
+def parameter_parts(counts: Mapping[str, Any]) -> list[tuple[str, int, str]]:
+    """(label, parameters, colour) of each part that has any; together they make the total."""
+    if not counts.get("total"):
+        return []
+    outside = counts["total"] - counts.get("non_embedding", counts["total"])
+    parts = [
+        ("RWKV-6", counts.get("rwkv6", 0), RWKV6),
+        ("Mamba-2", counts.get("mamba2", 0), MAMBA2),
+        ("attention", counts.get("attention", 0), "var(--attention)"),
+        ("fusion", counts.get("fusion", 0), ACCENT),
+        ("channel mixing", counts.get("ffn", 0), OTHER),
+        ("embeddings", outside, FAINT),
+    ]
+    parts.append(("rest", counts["total"] - sum(number for _, number, _ in parts), "var(--axis)"))
+    return [part for part in parts if part[1] > 0]
+
+
+def _state_sizes(rows: list[Record]) -> list[Figure]:
+    def both(kind: str) -> list[tuple[str, str, str]]:
+        pair = (("rwkv", "RWKV-6", RWKV6), ("mamba", "Mamba-2", MAMBA2))
+        return [(f"{branch}_state_{kind}", name, color) for branch, name, color in pair]
+
+    ratios = [
+        ("state_ratio", "R:M of states", INK),
+        ("activation_ratio", "R:M of activations", MUTED),
+    ]
+    panels = [
+        Panel("norm", both("norm"), log=True),
+        Panel("variance", both("var"), log=True),
+        Panel("R:M ratio", ratios, log=True),
+    ]
+    panels = _recorded(rows, panels)
+    if not panels:
+        return []
+    ends = [
+        f"{sig(known(column(rows, field)[1])[-1], 2)} ({name})"
+        for field, name, _ in panels[0].fields
+    ]
+    title = f"Recurrent state {panels[0].title} ends at {' and '.join(ends)}"
+    caption = "Norm and variance of what carries over from token to token, and their ratios R:M."
+    traces, layout = stacked(rows, panels)
+    return [Figure("state-sizes", title, caption, traces, layout, height=420)]
+
+
+def _state_dynamics(rows: list[Record]) -> list[Figure]:
+    panels = _recorded(
+        rows,
+        [
+            Panel("entropy (nats)", [("state_entropy", "state entropy", INK)]),
+            Panel("update", [("update_magnitude", "update magnitude", INK)]),
+            Panel("std / mean", [("norm_stability", "norm stability", INK)]),
+        ],
+    )
+    if not panels:
+        return []
+    field, name, _ = panels[-1].fields[0]
+    title = (
+        f"State {name.removeprefix('state ')} ends at {sig(known(column(rows, field)[1])[-1], 2)}"
+    )
+    caption = "How spread out the state is, how far one token moves it, and how steady its norm is."
+    traces, layout = stacked(rows, panels)
+    return [Figure("state-dynamics", title, caption, traces, layout, height=420)]
+
+
+def _recorded(rows: list[Record], panels: list[Panel]) -> list[Panel]:
+    """The panels reduced to the fields that were logged."""
+    kept = [replace(p, fields=[f for f in p.fields if column(rows, f[0])[0]]) for p in panels]
+    return [panel for panel in kept if panel.fields]
