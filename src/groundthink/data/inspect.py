@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -71,8 +72,8 @@ def _windows(corpus: Corpus, config: DataInspect) -> Iterator[str]:
         yield ""
         yield head + "─" * (WIDTH - len(head))
         for line in _marked(corpus.tokenizer, ids, reset).split("\n"):
-            for start in range(0, max(len(line), 1), WIDTH - 2):
-                yield f"  {line[start : start + WIDTH - 2]}".rstrip()
+            wrapped = textwrap.wrap(line, WIDTH - 2, expand_tabs=False, replace_whitespace=False)
+            yield from (f"  {part}".rstrip() for part in wrapped or [""])
 
 
 def _marked(tokenizer: Tokenizer, ids: np.ndarray, reset: np.ndarray) -> str:
