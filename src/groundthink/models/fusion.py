@@ -81,7 +81,7 @@ class Gated(Fusion):
         return a * r, (1 - a) * m
 
     def forward(self, r: Tensor, m: Tensor) -> Tensor:
-        return torch.lerp(m, r, self.gate(r, m))
+        return m + self.gate(r, m) * (r - m)
 
     def share(self, r: Tensor, m: Tensor) -> Tensor:
         """RWKV share in [0, 1], a scalar: the mean gate."""
