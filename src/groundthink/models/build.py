@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from groundthink import config as configs
 from groundthink.errors import unknown
 from groundthink.models.config import ModelConfig
 from groundthink.models.names import ALIASES, names, resolve
+
+if TYPE_CHECKING:
+    import torch
+
+    from groundthink.models.base import LanguageModel
 
 
 def presets() -> dict[str, Path]:
@@ -61,16 +63,18 @@ def as_config(spec: str | Path | ModelConfig) -> ModelConfig:
     return resolve(name)
 
 
-def empty(config: ModelConfig, backend: str, device: str | torch.device) -> nn.Module:
+def empty(config: ModelConfig, backend: str, device: str | torch.device) -> LanguageModel:
     """The module of a config with unset weights on a device."""
+    import torch
+
     with torch.device("meta"):
         model = construct(config, backend)
     model.to_empty(device=device)
-    model.tie_weights()  # pyright: ignore
+    model.tie_weights()
     return model
 
 
-def construct(config: ModelConfig, backend: str = "auto") -> nn.Module:
+def construct(config: ModelConfig, backend: str = "auto") -> LanguageModel:
     """The module of a config with weights as torch leaves them; runs under torch.device("meta")."""
     from groundthink.models.gpt2 import GPT2
     from groundthink.models.hybrid import HybridLM
@@ -85,7 +89,7 @@ def build(
     backend: str = "auto",
     device: str | torch.device = "cpu",
     seed: int = 0,
-) -> nn.Module:
+) -> LanguageModel:
     """A model with initialised weights.
 
     Args:
@@ -104,5 +108,5 @@ def build(
     if vocab_size is not None:
         config = replace(config, vocab_size=vocab_size)
     model = empty(config, backend, device)
-    init_weights(model, config, seed)
+    init_weights(model, seed)
     return model

@@ -10,6 +10,7 @@ from torch import nn
 from groundthink.layers.attention import Attention
 from groundthink.layers.mamba2 import Mamba2
 from groundthink.layers.rwkv6 import RWKV6
+from groundthink.models.base import LanguageModel
 
 COMPONENTS = ("rwkv6", "mamba2", "attention", "fusion", "ffn")
 
@@ -19,7 +20,7 @@ def component(name: str) -> str:
     return next((c for c in COMPONENTS if f".{c}." in name), "other")
 
 
-def count(model: nn.Module, context: int = 1024) -> dict[str, Any]:
+def count(model: LanguageModel, context: int = 1024) -> dict[str, Any]:
     """Sizes of a model, built or on the meta device.
 
     FLOPs are of one forward token: 2 for each weight of a matrix product (the head included, the
@@ -29,7 +30,7 @@ def count(model: nn.Module, context: int = 1024) -> dict[str, Any]:
         total and non_embedding parameters, parameters of each component and of the embedding,
         flops_per_token, state_bytes of one sequence (for attention at `context` tokens).
     """
-    sizes = dict.fromkeys((*COMPONENTS, "other"), 0)
+    sizes: dict[str, int] = dict.fromkeys((*COMPONENTS, "other"), 0)
     embedding, matmul = 0, 0
     for name, parameter in model.named_parameters():
         if name.split(".")[0] in ("embed", "positions", "head"):
@@ -38,7 +39,7 @@ def count(model: nn.Module, context: int = 1024) -> dict[str, Any]:
             sizes[component(name)] += parameter.numel()
             matmul += parameter.numel() if parameter.ndim >= 2 else 0
     recurrence = sum(_recurrence_flops(module, context) for module in model.modules())
-    head = model.head.weight.numel()  # pyright: ignore
+    head = model.head.weight.numel()
     total = embedding + sum(sizes.values())
     return {
         "total": total,
@@ -63,10 +64,10 @@ def _recurrence_flops(module: nn.Module, context: int) -> int:
     return 0
 
 
-def _state_bytes(model: nn.Module, context: int) -> int:
+def _state_bytes(model: LanguageModel, context: int) -> int:
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     keys = sum(2 * 4 * context * heads * size for heads, size in (a.heads for a in attentions))
-    return keys + model.init_state(1).nbytes()  # pyright: ignore
+    return keys + model.init_state(1).nbytes()
 
 
 def count_config(config: Any, context: int = 1024) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from groundthink.data.tokenizers import Tokenizer
 from groundthink.errors import UserError
 from groundthink.layers.state import State
+from groundthink.models.base import LanguageModel
 from groundthink.models.config import Sampling
 
 MEMORY = 256
@@ -42,7 +43,7 @@ class Session:
         self.state.save(path, **{f"session.{k}": torch.tensor(v) for k, v in numbers.items()})
 
     @classmethod
-    def load(cls, path: str | Path, model: nn.Module) -> Session:
+    def load(cls, path: str | Path, model: LanguageModel) -> Session:
         """Read a saved session.
 
         Raises:
@@ -60,7 +61,7 @@ class Session:
 
 
 def generate(
-    model: nn.Module, session: Session, n: int, sampling: Sampling, stop: int | None = None
+    model: LanguageModel, session: Session, n: int, sampling: Sampling, stop: int | None = None
 ) -> Iterator[int]:
     """Draw up to n tokens that continue a session, one at a time; ends after `stop`.
 
@@ -120,7 +121,11 @@ def stream_text(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
 
 
 def sample(
-    model: nn.Module, tokenizer: Tokenizer, prompt: str, n: int, sampling: Sampling | None = None
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    n: int,
+    sampling: Sampling | None = None,
 ) -> str:
     """n tokens that continue a prompt, as text, ended early by the end-of-text token."""
     session = Session()

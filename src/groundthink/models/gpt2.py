@@ -12,6 +12,7 @@ from groundthink.layers.attention import Attention
 from groundthink.layers.mlp import MLP
 from groundthink.layers.norms import make_norm
 from groundthink.layers.state import LayerState, State
+from groundthink.models.base import LanguageModel
 from groundthink.models.config import ModelConfig
 
 
@@ -28,12 +29,12 @@ class GPT2Block(nn.Module):
     def forward(
         self, x: Tensor, state: dict[str, Tensor] | None, reset: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        y, state = self.attention(self.norm1(x), state, reset)
+        y, new = self.attention(self.norm1(x), state, reset)
         x = x + y
-        return x + self.ffn(self.norm2(x))[0], state
+        return x + self.ffn(self.norm2(x))[0], new
 
 
-class GPT2(nn.Module):
+class GPT2(LanguageModel):
     """Radford et al. 2019, with the keys and values as its (growing) state.
 
     Positions count from the last reset, so that packed documents equal separate ones.
@@ -42,19 +43,9 @@ class GPT2(nn.Module):
     recurrent = False
 
     def __init__(self, config: ModelConfig):
-        super().__init__()
-        c = self.config = config
-        self.embed = nn.Embedding(c.vocab_size, c.d_model)
-        self.positions = nn.Embedding(c.context_length, c.d_model)
-        self.blocks = nn.ModuleList(GPT2Block(c) for _ in range(c.n_layers))
-        self.norm = make_norm(c.norm, c.d_model, c.norm_eps)
-        self.head = nn.Linear(c.d_model, c.vocab_size, bias=False)
-        self.tie_weights()
-
-    def tie_weights(self) -> None:
-        """Let the head share the embedding, if the config says so; to_empty() parts them."""
-        if self.config.tie_embeddings:
-            self.head.weight = self.embed.weight
+        super().__init__(config)
+        self.positions = nn.Embedding(config.context_length, config.d_model)
+        self.blocks = nn.ModuleList(GPT2Block(config) for _ in range(config.n_layers))
 
     def init_state(self, batch: int) -> State:
         """The state before the first token: no keys, position 0."""

@@ -18,6 +18,7 @@ from groundthink.layers.mlp import MLP
 from groundthink.layers.norms import RMSNorm, make_norm
 from groundthink.layers.rwkv6 import RWKV6
 from groundthink.layers.state import LayerState, State
+from groundthink.models.base import LanguageModel
 from groundthink.models.config import ModelConfig
 from groundthink.models.fusion import FUSIONS
 from groundthink.models.layout import expand
@@ -100,7 +101,7 @@ class Block(nn.Module):
         return x, {name: part for name, part in new.items() if part}
 
 
-class HybridLM(nn.Module):
+class HybridLM(LanguageModel):
     """Embedding, blocks, final norm and head; recurrent state in and out.
 
     Args:
@@ -114,24 +115,12 @@ class HybridLM(nn.Module):
     recurrent = True
 
     def __init__(self, config: ModelConfig, backend: str = "auto"):
-        super().__init__()
         check(config)
-        c = self.config = config
-        self.embed = nn.Embedding(c.vocab_size, c.d_model)
-        if c.embed_norm:
-            self.embed_norm = make_norm(c.norm, c.d_model, c.norm_eps)
-        self.blocks = nn.ModuleList(
-            Block(c, layer, mixers, backend)
-            for layer, mixers in enumerate(expand(c.layout, c.n_layers))
-        )
-        self.norm = make_norm(c.norm, c.d_model, c.norm_eps)
-        self.head = nn.Linear(c.d_model, c.vocab_size, bias=False)
-        self.tie_weights()
-
-    def tie_weights(self) -> None:
-        """Let the head share the embedding, if the config says so; to_empty() parts them."""
-        if self.config.tie_embeddings:
-            self.head.weight = self.embed.weight
+        super().__init__(config)
+        if config.embed_norm:
+            self.embed_norm = make_norm(config.norm, config.d_model, config.norm_eps)
+        layers = enumerate(expand(config.layout, config.n_layers))
+        self.blocks = nn.ModuleList(Block(config, i, mixers, backend) for i, mixers in layers)
 
     def init_state(self, batch: int) -> State:
         """The state before the first token: zeros."""
@@ -169,7 +158,7 @@ class HybridLM(nn.Module):
 
 
 def named_states(
-    model: nn.Module, tokens: Tensor, state: State | None, reset: Tensor | None
+    model: LanguageModel, tokens: Tensor, state: State | None, reset: Tensor | None
 ) -> tuple[Tensor, dict[str, Any]]:
     """Logits, and the true states of all layers by name.
 

@@ -22,11 +22,12 @@ from torch import nn
 
 from groundthink.layers.mamba2 import Mamba2
 from groundthink.layers.rwkv6 import RWKV6
-from groundthink.models.config import ModelConfig
+from groundthink.models.base import LanguageModel
+from groundthink.models.gpt2 import GPT2
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
+def init_weights(model: LanguageModel, seed: int) -> None:
     """Initialise every parameter of a model in place; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -35,26 +36,25 @@ def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
                 module.init_weights()  # pyright: ignore
         for name, parameter in model.named_parameters():
             if name.endswith("mamba_direct"):
-                nn.init.constant_(parameter, config.mamba_direct)
-        if config.init == "balanced":
-            _balance(model, config)
-        _init_embedding(model, config)
+                nn.init.constant_(parameter, model.config.mamba_direct)
+        if model.config.init == "balanced":
+            _balance(model)
+        _init_embedding(model)
 
 
-def _balance(model: nn.Module, config: ModelConfig) -> None:
+def _balance(model: LanguageModel) -> None:
     for module in model.modules():
         if isinstance(module, RWKV6 | Mamba2):
             weight = module.output.weight if isinstance(module, RWKV6) else module.out_proj.weight
-            nn.init.normal_(weight, std=(2 * config.n_layers * weight.shape[1]) ** -0.5)
+            nn.init.normal_(weight, std=(2 * model.config.n_layers * weight.shape[1]) ** -0.5)
 
 
-def _init_embedding(model: nn.Module, config: ModelConfig) -> None:
-    embed, head = model.embed.weight, model.head.weight
-    if config.tie_embeddings:
-        nn.init.normal_(embed, std=1 / config.d_model if config.embed_norm else 0.02)
+def _init_embedding(model: LanguageModel) -> None:
+    c, embed = model.config, model.embed.weight
+    if c.tie_embeddings:
+        nn.init.normal_(embed, std=1 / c.d_model if c.embed_norm else 0.02)
     else:
         nn.init.uniform_(embed, -1e-4, 1e-4)
-        gain = 0.5 * max(1.0, config.vocab_size / config.d_model) ** 0.5
-        nn.init.orthogonal_(head, gain=gain)
-    if config.layout == "gpt2":
+        nn.init.orthogonal_(model.head.weight, gain=0.5 * max(1.0, c.vocab_size / c.d_model) ** 0.5)
+    if isinstance(model, GPT2):
         nn.init.normal_(model.positions.weight, std=0.02)

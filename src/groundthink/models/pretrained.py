@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from groundthink import config as configs
 from groundthink.data.tokenizers import Tokenizer, load_tokenizer
 from groundthink.errors import UserError
+from groundthink.models.base import LanguageModel
 from groundthink.models.build import empty
 from groundthink.models.config import ModelConfig
 
@@ -21,7 +21,7 @@ WEIGHTS = "model.safetensors"
 
 
 def save(
-    folder: str | Path, model: nn.Module, tokenizer: Tokenizer | None, meta: dict[str, Any]
+    folder: str | Path, model: LanguageModel, tokenizer: Tokenizer | None, meta: dict[str, Any]
 ) -> None:
     """Write a model folder; tied weights are stored once."""
     folder = Path(folder)
@@ -35,10 +35,10 @@ def save(
     (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
-def stored_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+def stored_weights(model: LanguageModel) -> dict[str, torch.Tensor]:
     """The state dict without the second name of a tied head."""
     weights = model.state_dict()
-    if model.config.tie_embeddings:  # pyright: ignore
+    if model.config.tie_embeddings:
         del weights["head.weight"]
     return weights
 
@@ -49,7 +49,7 @@ def load(
     device: str | torch.device = "cpu",
     backend: str = "auto",
     which: str = "last",
-) -> tuple[nn.Module, Tokenizer | None]:
+) -> tuple[LanguageModel, Tokenizer | None]:
     """The model and tokenizer of a run, a checkpoint folder or an imported model.
 
     Args:
@@ -76,7 +76,7 @@ def load(
     return model.eval(), tokenizer
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
+def load_weights(model: LanguageModel, folder: Path) -> None:
     """Fill a model from a model folder, every weight exactly once.
 
     Raises:

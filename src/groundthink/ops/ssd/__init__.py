@@ -25,7 +25,7 @@ def ssd(
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """State-space duality scan: ``h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T``, ``y_t = h_t C_t + D x_t``.
+    """State-space duality: ``h <- exp(dt_t A) h + dt_t x_t B_t^T``, then ``y_t = h C_t + D x_t``.
 
     Dao and Gu 2024, "Transformers are SSMs". Head h reads group h // (H / G) of B and C.
 
@@ -68,5 +68,7 @@ def ssd(
     if reset is not None:
         check_shape("ssd", "reset", reset, (b, t))
     run = pick("ssd", BACKENDS, backend, x)
-    y, state = run(x.to(full), dt.to(full), A.to(full), B.to(full), C.to(full), D, state.to(full), reset)
+    y, state = run(
+        x.to(full), dt.to(full), A.to(full), B.to(full), C.to(full), D, state.to(full), reset
+    )
     return y.to(x.dtype), state

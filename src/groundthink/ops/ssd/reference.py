@@ -7,9 +7,16 @@ from torch import Tensor
 
 
 def ssd_reference(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, state: Tensor, reset: Tensor | None
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    state: Tensor,
+    reset: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """h <- exp(dt A) h + dt x B^T;  y = h C + D x  (Dao and Gu 2024, eq. 1 with scalar A per head)."""
+    """h <- exp(dt A) h + dt x B^T;  y = h C + D x  (Dao and Gu 2024, eq. 1, one A a head)."""
     heads_per_group = x.shape[2] // B.shape[2]
     B = B.repeat_interleave(heads_per_group, dim=2)  # [B, T, H, N]
     C = C.repeat_interleave(heads_per_group, dim=2)

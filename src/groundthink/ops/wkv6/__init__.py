@@ -23,7 +23,7 @@ def wkv6(
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Multi-head WKV6: ``y_t = r_t (S_{t-1} + u k_t v_t^T)``, ``S_t = diag(w_t) S_{t-1} + k_t v_t^T``.
+    """Multi-head WKV6: ``y_t = r_t (S + u k_t v_t^T)``, then ``S <- diag(w_t) S + k_t v_t^T``.
 
     Peng et al. 2024, "Eagle and Finch", section 4.2. There is no 1/sqrt(K) scale.
 
@@ -60,5 +60,7 @@ def wkv6(
     if reset is not None:
         check_shape("wkv6", "reset", reset, (b, t))
     run = pick("wkv6", BACKENDS, backend, r)
-    y, state = run(r.to(full), k.to(full), v.to(full), log_w.to(full), u.to(full), state.to(full), reset)
+    y, state = run(
+        r.to(full), k.to(full), v.to(full), log_w.to(full), u.to(full), state.to(full), reset
+    )
     return y.to(v.dtype), state

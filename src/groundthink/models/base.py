@@ -1,0 +1,34 @@
+"""What every language model here has: embedding, blocks, final norm, head."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from groundthink.layers.norms import make_norm
+from groundthink.layers.state import State
+from groundthink.models.config import ModelConfig
+
+
+class LanguageModel(nn.Module):
+    """`model(tokens, state, reset) -> (logits, state)`; subclasses build the blocks between."""
+
+    recurrent: bool
+    """Whether the state has a fixed size, so that it can be carried without end."""
+    blocks: nn.ModuleList
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.norm = make_norm(config.norm, config.d_model, config.norm_eps)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Let the head share the embedding, if the config says so; to_empty() parts them."""
+        if self.config.tie_embeddings:
+            self.head.weight = self.embed.weight
+
+    def init_state(self, batch: int) -> State:
+        """The state before the first token."""
+        raise NotImplementedError
