@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from groundthink.bench.measure import Results, race, ratio, speed, stopwatch
+
+pytestmark = pytest.mark.tiny
+
+
+def recorder(log: list[str], seconds: dict[str, float]):
+    def lap(name: str) -> float:
+        log.append(name)
+        return seconds[name]
+
+    return {name: lambda name=name: lap(name) for name in seconds}
+
+
+def test_every_round_runs_each_contestant_once_and_starts_with_another():
+    log: list[str] = []
+    laps = recorder(log, {"a": 1.0, "b": 2.0, "c": 3.0})
+    found = race(laps, rounds=3, warmup=1)
+    assert log == [*"abc", *"abc", *"bca", *"cab"]  # the warm-up comes first
+    assert found == {"a": [1.0] * 3, "b": [2.0] * 3, "c": [3.0] * 3}
+
+
+def test_time_ends_a_race_only_after_enough_rounds_for_an_interval():
+    log: list[str] = []
+    found = race(recorder(log, {"a": 1.0}), rounds=50, warmup=0, seconds=0)
+    assert len(found["a"]) == 6
+    assert speed(found["a"], 1.0)["low"] == 1.0
+
+
+def test_a_slow_spell_of_the_machine_does_not_move_the_ratio():
+    spell = [1.0, 1.0, 1.0, 5.0, 5.0, 5.0, 9.0]
+    gain = ratio([2 * s for s in spell], [3 * s for s in spell])
+    assert gain["value"] == gain["low"] == gain["high"] == 1.5
+
+
+def test_speed_is_the_median_with_quartiles():
+    rate = speed([0.5, 1.0, 2.0, 4.0, 0.25], work=100)
+    assert (rate["value"], rate["q1"], rate["q3"], rate["n"]) == (100, 50, 200, 5)
+
+
+def test_a_stopwatch_counts_the_whole_action():
+    import time
+
+    assert 0.02 <= stopwatch(lambda: time.sleep(0.02), torch.device("cpu")) < 1
+
+
+def test_records_are_on_disk_and_in_the_table(tmp_path):
+    from rich.console import Console
+
+    out = tmp_path / "new" / "bench.jsonl"
+    results = Results(str(out), {"seed": 3})
+    results.add("B1 training", "tok/s", speed([0.5] * 6, 10_000), "a note")
+    results.add("B1 decoding", "tok/s", speed([0.5, 0.5], 10), "too few for an interval")
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["provenance", "bench", "bench"]
+    assert lines[1]["value"] == lines[1]["low"] == 20_000
+    assert lines[2]["low"] is None
+    console = Console(width=200)
+    with console.capture() as text:
+        console.print(results.table("title"))
+    assert "20,000 tok/s" in text.get()
+    assert "inf" not in text.get()
