@@ -14,6 +14,7 @@ def run(config: Check) -> int:
     """Run the gates, write RUN/results/gates.jsonl and print the table; 1 if a gate failed."""
     from rich.console import Console
 
+    import groundthink.lab.graduation  # noqa: F401  enters its gates
     from groundthink.diagnose.check import subject_of, table
     from groundthink.diagnose.gates import run_gates
     from groundthink.records import Records, environment

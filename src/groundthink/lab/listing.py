@@ -54,6 +54,7 @@ def presets() -> Iterator[Row]:
 
 def gates() -> Iterator[Row]:
     """Gates of groundthink check."""
+    import groundthink.lab.graduation  # noqa: F401  enters its gates
     from groundthink.diagnose.gates import GATES
 
     yield from described(GATES, "gate")
