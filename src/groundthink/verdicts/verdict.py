@@ -89,10 +89,10 @@ def judge(gate: str, quantity: str, interval: Interval, note: str = "", where: s
     threshold = THRESHOLDS[gate, quantity]
     verdict = decide(interval, threshold)
     if verdict is Verdict.INCONCLUSIVE and (needed := samples_needed(interval, threshold)):
-        note = _join(f"needs about {needed - interval.n} more samples", note)
+        note = join(f"needs about {needed - interval.n} more samples", note)
     return Finding(
         id=gate,
-        name=_join(quantity, where, ", "),
+        name=join(quantity, where, ", "),
         verdict=verdict,
         value=interval.value,
         low=interval.low,
@@ -110,5 +110,6 @@ def skipped(gate: str, name: str, reason: str) -> Finding:
     return Finding(gate, name, Verdict.INCONCLUSIVE, nan, nan, nan, "", "", 0, f"skipped: {reason}")
 
 
-def _join(first: str, second: str, between: str = "; ") -> str:
+def join(first: str, second: str, between: str = "; ") -> str:
+    """Both texts with `between` between them, or the one that is not empty."""
     return between.join(part for part in (first, second) if part)

@@ -1,0 +1,48 @@
+"""Which branch a module belongs to, and gradients by branch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+BRANCHES = ("rwkv6", "mamba2")
+
+
+def component(name: str) -> str:
+    """The branch that owns a parameter, or "other": branch norms and fusions belong to neither."""
+    parts = name.split(".")
+    return parts[2] if parts[0] == "blocks" and parts[2] in BRANCHES else "other"
+
+
+def branches(model: nn.Module) -> list[str]:
+    """The branches that any block of the model has."""
+    present = {component(name) for name, _ in model.named_parameters()}
+    return [branch for branch in BRANCHES if branch in present]
+
+
+def parallel(model: nn.Module) -> bool:
+    """Whether any block fuses two branches."""
+    return any(name.split(".")[2:] == ["fusion"] for name, _ in model.named_modules())
+
+
+def grad_rms(model: nn.Module) -> dict[str, float]:
+    """Root mean square of the gradient over all parameters of each component; no gradient is 0."""
+    grads: dict[str, list[torch.Tensor]] = {}
+    sizes: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = component(name)
+        sizes[part] = sizes.get(part, 0) + parameter.numel()
+        if parameter.grad is not None:
+            grads.setdefault(part, []).append(parameter.grad)
+    norms = {part: nn.utils.get_total_norm(grads.get(part, [])) for part in sizes}
+    return {part: float(norms[part]) / math.sqrt(sizes[part]) for part in sizes}
+
+
+def ratio(rms: dict[str, float]) -> float | None:
+    """R/M of a quantity by component; None without both branches, infinite if Mamba's is 0."""
+    if not all(branch in rms for branch in BRANCHES):
+        return None
+    r, m = (rms[branch] for branch in BRANCHES)
+    return r / m if m else (math.inf if r else math.nan)
