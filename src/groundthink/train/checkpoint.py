@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from groundthink.data.tokenizers import Tokenizer
 from groundthink.errors import UserError
 from groundthink.models import pretrained
+from groundthink.models.base import LanguageModel
 
 TRAIN = "train.pt"
 
@@ -30,7 +30,7 @@ TRAIN = "train.pt"
 def save(
     root: Path,
     step: int,
-    model: nn.Module,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     meta: dict[str, Any],
     training: dict[str, Any],
@@ -108,7 +108,7 @@ def find(path: str | Path) -> Path:
     return folder
 
 
-def restore(folder: Path, model: nn.Module, identity: dict[str, Any]) -> dict[str, Any]:
+def restore(folder: Path, model: LanguageModel, identity: dict[str, Any]) -> dict[str, Any]:
     """Load the weights of a checkpoint into `model`; returns what its train.pt holds.
 
     Args:

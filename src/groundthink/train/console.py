@@ -22,7 +22,7 @@ from groundthink.train.export import Sink
 from groundthink.verdicts.thresholds import THRESHOLDS
 
 BARS = "▁▂▃▄▅▆▇█"
-COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "red"}
+COLOURS = {"": "green", "warn": "yellow", "FAIL": "red"}
 POINTS = 200
 """Points of the loss curve over the whole run."""
 REFRESH = 0.5
@@ -86,21 +86,16 @@ class Board:
         done = self.step - self.start
         return self.elapsed() / done * (self.steps - self.step) if done else None
 
-    def ratio(self) -> str:
-        """Gradient of RWKV-6 over that of Mamba-2, and how it stands."""
-        ratio = self.get("balance", "grad_ratio")
-        return "" if ratio is None else f"{ratio:.2f} {standing(ratio)}"
-
     def share(self) -> float | None:
         """Mean effective share of RWKV-6 over the layers."""
-        shares = self.get("balance", "share")
+        shares = [x for x in self.get("balance", "share") or () if x is not None]
         return sum(shares) / len(shares) if shares else None
 
 
 def standing(ratio: float) -> str:
-    """ok, warn or FAIL: a gradient ratio against the threshold of gate G4."""
+    """Empty, warn or FAIL: a gradient ratio against the threshold of gate G4."""
     threshold = THRESHOLDS["G4", "gradient R/M"]
-    for word, (low, high) in (("ok", threshold.passes), ("warn", threshold.warns)):
+    for word, (low, high) in (("", threshold.passes), ("warn", threshold.warns)):
         if low <= ratio <= high:
             return word
     return "FAIL"
@@ -124,13 +119,15 @@ class Lines:
 
     def line(self, record: Record) -> str:
         board, width = self.board, len(str(self.board.steps))
-        loss, val, ratio = board.loss(), board.get("val", "loss"), board.ratio()
+        loss, val = board.loss(), board.get("val", "loss")
+        ratio = board.get("balance", "grad_ratio")
         words = [
             f"{record['step']:>{width}}/{board.steps}",
             f"loss {loss:.4f}",
             f"val {val:.4f}" if val is not None else "",
             f"ppl {perplexity(loss):.4g}",
-            f"R/M {ratio}" if ratio else "",
+            f"R/M {ratio:.2f}" if ratio is not None else "",
+            standing(ratio) if ratio is not None else "",
             f"{short(record['tok_per_s'])} tok/s",
             f"lr {record['lr']:.1e}",
         ]
@@ -240,7 +237,7 @@ def event_line(record: Record) -> str:
     if kind == "val":
         best = "  best so far" if record["best"] else ""
         return (
-            f"{step}  validation {record['loss']:.4f}{plus_minus(record['se'])} nats/token"
+            f"{step}  val {record['loss']:.4f}{plus_minus(record['se'])} nats/token"
             f"  {record['bpb']:.4f} bits/byte  ppl {record['perplexity']:.4g}{best}"
         )
     if kind == "baseline":

@@ -25,11 +25,13 @@ def run_folder(run: TrainRun) -> Path:
         return Path(run.out)
     corpus = re.sub(r"[^a-z0-9]+", "-", Path(run.data.corpus).stem.lower()).strip("-")[:32]
     recipe = replace(run, model=replace(run.model, vocab_size=0))
-    return Path("runs") / f"{run.model.name}-{corpus}-{configs.digest(recipe)}"
+    return Path("runs") / f"{run.model.name}-{corpus or 'text'}-{configs.digest(recipe)}"
 
 
 def require_empty(folder: Path) -> None:
-    """Raise UserError if the folder already holds a run."""
+    """Raise UserError if the folder already holds a run, or cannot be a folder."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --out")
     if not (folder / METRICS).exists():
         return
     if (folder / "checkpoints" / "index.json").exists():

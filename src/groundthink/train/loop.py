@@ -36,6 +36,7 @@ from groundthink.train.step import NonFinite, Observer, Stepper
 from groundthink.train.stop import Interrupted, StopSignal
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 16, 200
+COUNTS = ("steps", "batch_size", "seq_len", "grad_accum", "log_every", "eval_every", "save_every")
 STREAMS = {"lanes": Lanes, "windows": Windows}
 
 
@@ -90,16 +91,7 @@ def train(
 
 def check(config: TrainConfig) -> None:
     """Raise UserError for values that no run can have."""
-    at_least_one = (
-        "steps",
-        "batch_size",
-        "seq_len",
-        "grad_accum",
-        "log_every",
-        "eval_every",
-        "save_every",
-    )
-    for name in at_least_one:
+    for name in COUNTS:
         if getattr(config, name) < 1:
             raise UserError(f"train.{name} is {getattr(config, name)}; it must be at least 1")
     if config.lr <= 0:
@@ -138,7 +130,7 @@ class Trainer:
         self.val = corpus.splits.get("val")
         checkpoint.seed_rng(config.seed)
         self.model = build(run.model, backend=config.backend, device=device, seed=config.seed)
-        self.carry = run.data.order == "lanes" and config.carry_state and bool(self.model.recurrent)
+        self.carry = run.data.order == "lanes" and config.carry_state and self.model.recurrent
         self.stepper = Stepper(self.model, config, device, self.carry)
         self.stream = STREAMS[run.data.order](
             corpus.splits["train"], config.batch_size, config.seq_len, config.seed
@@ -146,7 +138,7 @@ class Trainer:
         self.token_bytes = torch.from_numpy(corpus.tokenizer.token_bytes)
         self.progress, self.saved = Progress(), -1
         if config.compile:
-            for block in self.model.blocks:  # pyright: ignore
+            for block in self.model.blocks:
                 block.compile()
 
     def fit(self, stop: StopSignal, log: Callable[[str], None] | None = None) -> None:
@@ -229,8 +221,10 @@ class Trainer:
         if self.monitor and not begun:
             self._emit("gpu", step=0, **self.monitor.idle)
         if self.val and not begun:
-            train, vocab_size = self.corpus.splits["train"], self.run.model.vocab_size
-            self._emit("baseline", split="val", **ngram_baselines(train, self.val, vocab_size))
+            baselines = ngram_baselines(
+                self.corpus.splits["train"], self.val, self.run.model.vocab_size
+            )
+            self._emit("baseline", split="val", **baselines)
 
     def _emit(self, kind: str, **fields: Any) -> None:
         record = self.records.append(kind, **fields)
@@ -252,20 +246,10 @@ class Trainer:
         try:
             outcome = self.stepper.step(place.step, batches, observers)
         except NonFinite as error:
-            self._end("nonfinite", str(error))
-            last = checkpoint.read_index(self.folder / "checkpoints").get("last")
-            left = (
-                f"the last good checkpoint is {last}"
-                if last
-                else "no checkpoint was written before"
-            )
-            raise UserError(
-                f"step {place.step}: {error}; stopped before the update, {left}; lower train.lr"
-            ) from error
+            raise self._not_finite(error) from error
         seconds = time.perf_counter() - began
         tokens = sum(batch.tokens.numel() for batch in batches)
         place.tokens, place.seconds = place.tokens + tokens, place.seconds + seconds
-        scored = sum(int((batch.targets >= 0).sum()) for batch in batches)
         n_bytes = sum(scored_bytes(batch, self.token_bytes) for batch in batches)
         for kind, fields in outcome.observed:
             self._emit(kind, step=place.step, **fields)
@@ -273,12 +257,20 @@ class Trainer:
             "train",
             step=place.step,
             loss=outcome.loss,
-            bpb=bits_per_byte(outcome.loss * scored, n_bytes),
+            bpb=bits_per_byte(outcome.loss * outcome.scored, n_bytes),
             lr=outcome.lr,
             grad_norm=outcome.grad_norm,
             tok_per_s=tokens / seconds,
             tokens=place.tokens,
             seconds=place.seconds,
+        )
+
+    def _not_finite(self, error: NonFinite) -> UserError:
+        self._end("nonfinite", str(error))
+        last = checkpoint.read_index(self.folder / "checkpoints").get("last")
+        return UserError(
+            f"step {self.progress.step}: {error}; stopped before the update, the last good "
+            f"checkpoint is {last or 'none yet'}; lower train.lr"
         )
 
     def _look(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from groundthink.data.stream import Batch
 from groundthink.layers.state import State
+from groundthink.models.base import LanguageModel
 from groundthink.train.config import TrainConfig
 from groundthink.train.optim import adamw, component, set_lr
 
@@ -40,9 +41,18 @@ class NonFinite(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one step measured: nats per token, gradient norm before clipping, observers' records."""
+    """What one step measured.
+
+    Attributes:
+        loss: nats per token.
+        scored: tokens that the loss is the mean over.
+        grad_norm: of the whole gradient, before clipping.
+        lr: learning rate without multipliers.
+        observed: records of the observers, as (kind, fields).
+    """
 
     loss: float
+    scored: int
     grad_norm: float
     lr: float
     observed: list[tuple[str, dict[str, Any]]]
@@ -71,7 +81,9 @@ class Stepper:
         carry: start each forward pass from the state the last one ended in, cut from the graph.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device, carry: bool):
+    def __init__(
+        self, model: LanguageModel, config: TrainConfig, device: torch.device, carry: bool
+    ):
         self.model, self.config, self.device, self.carry = model, config, device, carry
         self.optimizer = adamw(model, config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -113,7 +125,7 @@ class Stepper:
         lr = set_lr(self.optimizer, number, self.config)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return Outcome(loss, grad_norm, lr, observed)
+        return Outcome(loss, scored, grad_norm, lr, observed)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values that `load_state_dict` goes on from."""
