@@ -1,4 +1,4 @@
-"""Config of `groundthink bench model`."""
+"""Configs of `groundthink bench`."""
 
 from __future__ import annotations
 
@@ -44,5 +44,25 @@ class BenchModel:
     """Seed of the weights and of the data order."""
     data: DataConfig = field(default_factory=DataConfig)
     """The real text of B3."""
+    out: str = "runs/bench.jsonl"
+    """JSONL file that the records are appended to; empty writes none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOps:
+    """Measure the backends of the recurrences against their reference loops."""
+
+    only: tuple[str, ...] = ()
+    """Names of the cases to run, for example wkv6-strong; all if empty."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes the GPU if there is one."""
+    threads: int = 1
+    """CPU threads; 0 leaves torch's choice."""
+    repeats: int = 12
+    """Timed rounds of a race; each backend runs once a round."""
+    seconds: float = 60.0
+    """A race starts no round after this time, once it has run six."""
+    seed: int = 0
+    """Seed of the inputs."""
     out: str = "runs/bench.jsonl"
     """JSONL file that the records are appended to; empty writes none."""
