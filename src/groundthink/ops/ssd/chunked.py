@@ -5,13 +5,16 @@ With a_t the sum of dt A over the tokens of a chunk up to t, and h the state bef
     y_t = sum_{s <= t} exp(a_t - a_s) (C_t . B_s) dt_s x_s + exp(a_t) h C_t
     h'  = exp(a_L) h + sum_s exp(a_L - a_s) dt_s x_s B_s^T
 
-(Dao and Gu 2024, section 6); two tokens with a reset between them have weight zero. Tensors are
-laid out [c b g r l ...]: chunk, batch, group, head within the group, token within the chunk.
+(Dao and Gu 2024, section 6); two tokens with a reset between them have weight zero.
+
+Layouts: batch b, chunk c, group g, head of the group r, token of the chunk l (as a pair: t and
+s), and the sizes p and n. B and C belong to a group, so products with them run over all its heads
+at once, on columns rp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -56,14 +59,13 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, dt, A, B, C, state, reset):
-        p = _prepare(x, dt, A, B, C, reset)
-        states = p.x_dt.mT @ p.B_end
-        state = state.unflatten(1, (B.shape[2], -1))
-        final = _carry(state, states, p.whole, range(len(states)))
-        y = p.pair.mul_(p.CB) @ p.x_dt
-        _add_product(y, p.C_start, states.mT)
+        q = _prepare(x, dt, A, B, C, reset)
+        states = q.B.mT @ q.x_end.flatten(-2)  # [b c g n rp]
+        final = _carry(_columns(state, q.B), states.unbind(1), q.whole.unbind(1))
+        y = (q.C @ states).view_as(q.x_end).mul_(q.start)
+        y.add_((q.pair.mul_(q.CB[:, :, :, None]) @ q.x_dt).transpose(3, 4))
         ctx.save_for_backward(x, dt, A, B, C, reset, states)
-        return _tokens(y, x.shape[1]), final.flatten(1, 2)
+        return _tokens(y, x.shape[1]), final.mT.reshape(state.shape)
 
     @staticmethod
     @once_differentiable
@@ -74,51 +76,55 @@ class _Scan(torch.autograd.Function):
 
 def _gradients(dy, dfinal, x, dt, A, B, C, reset, states) -> tuple[Tensor, ...]:
     """Of x, dt, A, B, C and the first state."""
-    groups = B.shape[2]
-    p = _prepare(x, dt, A, B, C, reset)
-    dy = _chunks(dy, groups).contiguous()
-    dstates = dy.mT @ p.C_start
-    dfinal = dfinal.unflatten(1, (groups, -1))
-    dstate = _carry(dfinal, dstates, p.whole, reversed(range(len(states))))
-    dpair = (dy @ p.x_dt.mT).mul_(p.pair)
-    dCB = dpair.sum(3, keepdim=True).mul_(p.mask)
-    dx_dt = p.pair.mul_(p.CB).mT @ dy
-    _add_product(dx_dt, p.B_end, dstates.mT)
-    dC_start, dB_end = dy @ states, p.x_dt @ dstates
-    dlog = _across(
-        dpair.mul_(p.CB),
-        torch.linalg.vecdot(dC_start, p.C_start),
-        torch.linalg.vecdot(dB_end, p.B_end),
-        torch.linalg.vecdot(states.flatten(-2), dstates.flatten(-2)) * p.whole,
-    )
-    dC = (dCB @ p.B).add_(dC_start.mul_(p.start).sum(3, keepdim=True))
-    dB = (dCB.mT @ p.C).add_(dB_end.mul_(p.end).sum(3, keepdim=True))
-    dlog, dx_dt, dB, dC = (_tokens(t, x.shape[1]) for t in (dlog[..., None], dx_dt, dB, dC))
-    dlog = dlog[..., 0]  # of dt A
+    q = _prepare(x, dt, A, B, C, reset)
+    dy = _chunks(dy, B.shape[2])
+    dy_start, x_end = (dy * q.start).flatten(-2), q.x_end.flatten(-2)
+    dstates = q.C.mT @ dy_start
+    dstate = _carry(_columns(dfinal, q.B), dstates.unbind(1)[::-1], q.whole.unbind(1)[::-1])
+
+    dy = dy.transpose(3, 4).contiguous()
+    dpair = (dy @ q.x_dt.mT).mul_(q.pair)
+    dCB = dpair.sum(3).mul_(q.mask)
+    pairs = dpair.mul_(q.CB[:, :, :, None])
+    dB = (dCB.mT @ q.C).add_(x_end @ dstates.mT)
+    dC = (dCB @ q.B).add_(dy_start @ states.mT)
+
+    heads = q.x_end.shape[-2:]
+    dx_end = q.B @ dstates
+    reads = (q.C @ states).mul_(dy_start).unflatten(-1, heads).sum(-1)
+    writes = x_end.mul_(dx_end).unflatten(-1, heads).sum(-1)
+    through = dstates.mul_(states).unflatten(-1, heads).sum((-3, -1)) * q.start[..., -1, :, 0]
+    dlog = _across(pairs, reads.mT, writes.mT, through).mT  # [b c g l r]
+    dx_dt = dx_end.unflatten(-1, heads).mul_(q.end)
+    dx_dt.add_((q.pair.mul_(q.CB[:, :, :, None]).mT @ dy).transpose(3, 4))
+
+    by_token = (dlog[..., None], dx_dt, dB[..., None, :], dC[..., None, :])
+    dlog, dx_dt, dB, dC = (_tokens(t, x.shape[1]) for t in by_token)
+    dlog = dlog[..., 0]
     ddt = torch.linalg.vecdot(x, dx_dt).addcmul_(dlog, A)
     dA = (dlog * dt).sum((0, 1))
-    return dx_dt.mul_(dt[..., None]), ddt, dA, dB, dC, dstate.flatten(1, 2)
+    return dx_dt.mul_(dt[..., None]), ddt, dA, dB, dC, dstate.mT.reshape(dfinal.shape)
 
 
 class _Prepared(NamedTuple):
-    x_dt: Tensor  # [c b g r l p]
-    B: Tensor  # [c b g 1 l n]
+    x_dt: Tensor  # dt_s x_s [b c g r l p]
+    x_end: Tensor  # exp(a_L - a_s) dt_s x_s [b c g l r p]
+    B: Tensor  # [b c g l n]
     C: Tensor
-    mask: Tensor  # bool [l l] or [c b 1 1 l l]: s <= t without a reset between
-    CB: Tensor  # C_t . B_s where the mask allows, [c b g 1 l l]
-    pair: Tensor  # exp(a_t - a_s) [c b g r l l]
-    start: Tensor  # exp(a_t) [c b g r l 1]
-    end: Tensor  # exp(a_L - a_s) [c b g r l 1]
-    whole: Tensor  # exp(a_L) [c b g r]
-    C_start: Tensor
-    B_end: Tensor
+    mask: Tensor  # s <= t without a reset between: bool [b c 1 t s] or [t s]
+    CB: Tensor  # C_t . B_s where the mask allows, [b c g t s]
+    pair: Tensor  # exp(a_t - a_s) [b c g r t s]
+    start: Tensor  # exp(a_t) [b c g l r 1]
+    end: Tensor  # exp(a_L - a_s) [b c g l r 1]
+    whole: Tensor  # exp(a_L) [b c g 1 rp]
 
 
 def _prepare(x, dt, A, B, C, reset) -> _Prepared:
     groups = B.shape[2]
-    dt = _chunks(dt[..., None], groups).contiguous()
-    B, C = _chunks(B, groups).contiguous(), _chunks(C, groups).contiguous()
-    log = (dt[..., 0] * A.reshape(groups, -1, 1)).clamp_(min=FORGOTTEN)
+    x, dt, B, C = (_chunks(t, groups) for t in (x, dt[..., None], B, C))
+    B, C = B.squeeze(4).contiguous(), C.squeeze(4).contiguous()
+    dt_by_head = dt.transpose(3, 4).contiguous()  # [b c g r l 1]
+    log = (dt_by_head[..., 0] * A.reshape(groups, -1, 1)).clamp_(min=FORGOTTEN)
     # A small decay would drown in the sum of larger ones before it. Whole numbers add exactly in
     # floating point, and the sums of what remains stay small.
     whole = log.round()
@@ -126,16 +132,18 @@ def _prepare(x, dt, A, B, C, reset) -> _Prepared:
     whole = whole.cumsum(-1)
     pair = whole[..., :, None] - whole[..., None, :]
     pair.add_(rest[..., :, None]).sub_(rest[..., None, :]).clamp_(max=0).exp_()
-    start, end = (whole + rest).exp_()[..., None], pair[..., -1, :, None].clone()
+    start, end = whole.add_(rest).exp_().mT, pair[..., -1, :].mT.clone()  # [b c g l r]
     mask = torch.ones(pair.shape[-2:], dtype=torch.bool, device=x.device).tril_()
     if reset is not None:
-        document = _chunks(reset[..., None, None], 1)[..., 0].cumsum(-1)
-        mask = mask & (document[..., :, None] == document[..., None, :])
-        start.mul_(document[..., None] == 0)
-        end.mul_((document == document[..., -1:])[..., None])
+        document = _chunks(reset[..., None, None], 1)[..., 0].cumsum(3)  # [b c 1 l 1]
+        mask = mask & (document == document.mT)
+        start.mul_(document == 0)
+        end.mul_(document == document[..., -1:, :])
     CB = (C @ B.mT).mul_(mask)
-    x_dt = dt * _chunks(x, groups)
-    return _Prepared(x_dt, B, C, mask, CB, pair, start, end, start[..., -1, 0], C * start, B * end)
+    whole = start[..., -1:, :, None].expand_as(x[..., -1:, :, :]).flatten(-2)
+    start, end = start[..., None], end[..., None]
+    x_dt = dt_by_head * x.transpose(3, 4)  # the first operand gives the layout
+    return _Prepared(x_dt, x * (dt * end), B, C, mask, CB, pair, start, end, whole)
 
 
 def _across(pairs: Tensor, reads: Tensor, writes: Tensor, through: Tensor) -> Tensor:
@@ -144,40 +152,40 @@ def _across(pairs: Tensor, reads: Tensor, writes: Tensor, through: Tensor) -> Te
     The usual difference of the sums of `pairs` over s and over t would cancel badly.
 
     Args:
-        pairs: gradient times value of what token t reads of token s [c b g r t s].
-        reads: the same of what token t reads of the state before the chunk [c b g r t].
-        writes: the same of what token s leaves in the state after the chunk [c b g r s].
-        through: the same of what the chunk passes from state to state [c b g r].
+        pairs: gradient times value of what token t reads of token s [b c g r t s].
+        reads: the same of what token t reads of the state before the chunk [b c g r t].
+        writes: the same of what token s leaves in the state after the chunk [b c g r s].
+        through: the same of what the chunk passes from state to state [b c g r].
     """
     later = reads.flip(-1).cumsum(-1).flip(-1)
     earlier = pairs.cumsum(-1).tril_(-1).sum(-2) + writes.cumsum(-1)
     return F.pad(earlier[..., :-1], (1, 0)) + later + through[..., None]
 
 
-def _carry(first: Tensor, steps: Tensor, decay: Tensor, order: Iterable[int]) -> Tensor:
-    """Put in steps[c] what is carried into chunk c; return what the last one hands on."""
-    decay = decay[..., None, None]
-    for c in order:
-        following = torch.addcmul(steps[c], decay[c], first)
-        steps[c] = first
+def _carry(first: Tensor, steps: Sequence[Tensor], decay: Sequence[Tensor]) -> Tensor:
+    """Put in each step, in the order given, what is carried into it; return what the last gives."""
+    for step, kept in zip(steps, decay, strict=True):
+        following = torch.addcmul(step, kept, first)
+        step.copy_(first)
         first = following
     return first
 
 
-def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    out.flatten(0, 3).baddbmm_(a.flatten(0, 3), b.flatten(0, 3))
+def _columns(state: Tensor, B: Tensor) -> Tensor:
+    """[B, H, P, N] -> [b g n rp]."""
+    return state.reshape(B.shape[0], B.shape[2], -1, B.shape[-1]).mT
 
 
 def _chunks(tensor: Tensor, groups: int) -> Tensor:
-    """[B, T, X, D] -> [c b g r l d], a view unless T needs padding with zeros."""
-    steps = tensor.shape[1]
+    """[B, T, X, D] -> [b c g l r d], a view unless T needs padding with zeros."""
+    batch, steps, heads, size = tensor.shape
     count = -(-steps // CHUNK)
     length = -(-steps // count)
     if count * length > steps:
         tensor = F.pad(tensor, (0, 0, 0, 0, 0, count * length - steps))
-    return tensor.unflatten(1, (count, length)).unflatten(3, (groups, -1)).permute(1, 0, 3, 4, 2, 5)
+    return tensor.view(batch, count, length, groups, heads // groups, size).transpose(2, 3)
 
 
 def _tokens(tensor: Tensor, steps: int) -> Tensor:
     """The inverse of `_chunks`."""
-    return tensor.permute(1, 0, 4, 2, 3, 5).flatten(1, 2).flatten(2, 3)[:, :steps]
+    return tensor.transpose(2, 3).flatten(1, 2).flatten(2, 3)[:, :steps]
