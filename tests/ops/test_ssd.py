@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pytest
+import scans
 import torch
+from scans import run
 
 from groundthink.errors import UserError
 from groundthink.ops import ssd
@@ -16,15 +18,6 @@ from groundthink.ops.testing import REGIMES, log_decays, poisoned_memory, relati
 NAMES = ("y", "final state", "dx", "ddt", "dA", "dB", "dC", "dD", "dstate")
 HEADS = 4
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The tensors are too small to share out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(steps, p=5, n=3, groups=2, regime="initial", batch=2, resets=True):
@@ -43,20 +36,8 @@ def make(steps, p=5, n=3, groups=2, regime="initial", batch=2, resets=True):
     return inputs, reset, (normal(batch, steps, HEADS, p), normal(batch, HEADS, p, n))
 
 
-def run(op, inputs, reset, grads, dtype=torch.float64, **kwargs):
-    """y, the final state and the gradient of every input."""
-    leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
-    outputs = op(*leaves, reset, **kwargs)
-    grads = [grad.to(out.dtype) for grad, out in zip(grads, outputs, strict=True)]
-    return *outputs, *torch.autograd.grad(outputs, leaves, grads)
-
-
 def assert_close(results, oracle, bound):
-    errors = {
-        name: relative_rms(value, expected)
-        for name, value, expected in zip(NAMES, results, oracle, strict=True)
-    }
-    assert all(error <= bound for error in errors.values()), errors
+    scans.assert_close(results, oracle, bound, NAMES)
 
 
 @lru_cache
