@@ -40,7 +40,7 @@ def write_run(
     *,
     steps: int = 2000,
     planned: int | None = None,
-    layout: str = "P",
+    layout: str = "parallel",
     end: str | None = "finished",
     text: str = "returns the number of items in the container",
     states: bool = False,
@@ -64,7 +64,7 @@ def write_run(
     out.append("baseline", split="val", uniform=4.5747, unigram=3.1021, bigram=2.6114)
     for step in range(1, steps + 1):
         _step(out, step, planned, rng)
-        if step % run.train.log_every == 0 and layout == "P":
+        if step % run.train.log_every == 0 and layout == "parallel":
             _balance(out, step, planned, rng)
         if step % run.train.log_every == 0 and states:
             _states(out, step, rng)
@@ -148,7 +148,7 @@ def _balance(out: Records, step: int, planned: int, rng: random.Random) -> None:
 def _states(out: Records, step: int, rng: random.Random) -> None:
     names = ("rwkv_state_norm", "mamba_state_norm", "state_ratio", "gate", "rwkv_state_var")
     more = ("mamba_state_var", "activation_ratio", "state_entropy", "update_magnitude")
-    scales = (41, 6.2, 6.6, 0.31, 0.8, 0.09, 2.4, 3.9, 0.21, 0.08)
+    scales = (41, 6.2, 6.6, 0.31, 0.8, 0.09, 2.4, 0.71, 0.21, 0.08)
     columns = zip((*names, *more, "norm_stability"), scales, strict=True)
     out.append("states", step=step, **{k: v * math.exp(rng.gauss(0, 0.08)) for k, v in columns})
 

@@ -9,15 +9,19 @@ from groundthink.report.run import Run
 
 pytestmark = pytest.mark.tiny
 
-CONFIG = {"model": {"layout": "P"}, "data": {"corpus": "python-docs"}, "train": {"steps": 2000}}
+CONFIG = {
+    "model": {"layout": "parallel"},
+    "data": {"corpus": "python-docs"},
+    "train": {"steps": 2000},
+}
 TRAIN = {"kind": "train", "step": 2000, "loss": 2.4}
 VAL = {"kind": "val", "step": 2000, "split": "val", "loss": 2.31, "bpb": 3.21, "se": 0.01}
-COUNTS = {"kind": "provenance", "counts": {"total": 5_224_960, "non_embedding": 5_212_544}}
+COUNTS = {"kind": "provenance", "counts": {"total": 5_224_960, "rwkv6": 2, "mamba2": 1}}
 BASELINE = {"kind": "baseline", "split": "val", "uniform": 4.57, "unigram": 3.1, "bigram": 2.61}
 END = {"kind": "event", "what": "finished", "step": 2000}
 
 
-def _run(*records: dict, layout: str = "P") -> Run:
+def _run(*records: dict, layout: str = "parallel") -> Run:
     kinds: dict[str, list] = {}
     for record in records:
         kinds.setdefault(record["kind"], []).append(record)
@@ -62,17 +66,17 @@ def test_how_a_run_ended(event: str, status: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "kind"),
+    ("counts", "kind"),
     [
-        ("P", "RWKV-6 + Mamba-2 hybrid"),
-        ("R M*10 R", "RWKV-6 + Mamba-2 hybrid"),
-        ("R", "RWKV-6 model"),
-        ("M A", "Mamba-2 + attention hybrid"),
-        ("gpt2", "GPT-2 model"),
+        ({"rwkv6": 5, "mamba2": 3, "attention": 0}, "RWKV-6 + Mamba-2 hybrid"),
+        ({"rwkv6": 5, "mamba2": 0}, "RWKV-6 model"),
+        ({"mamba2": 5, "attention": 1}, "Mamba-2 + attention hybrid"),
+        ({}, "model"),
     ],
 )
-def test_the_kind_of_model(layout: str, kind: str) -> None:
-    assert summary.mixers(_run(layout=layout)) == kind
+def test_the_kind_of_model(counts: dict, kind: str) -> None:
+    assert summary.mixers(_run({"kind": "provenance", "counts": counts})) == kind
+    assert summary.mixers(_run(layout="gpt2")) == "GPT-2 model"
 
 
 def test_a_better_earlier_validation_is_named() -> None:

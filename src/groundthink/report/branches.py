@@ -7,10 +7,8 @@ import statistics
 from groundthink.records import Record
 from groundthink.report.plot import (
     ACCENT,
+    COMPONENTS,
     INK,
-    MAMBA2,
-    OTHER,
-    RWKV6,
     Figure,
     Json,
     axis,
@@ -30,7 +28,7 @@ from groundthink.report.series import column, every, known
 from groundthink.report.text import percent, short, sig
 from groundthink.report.thresholds import ranges
 
-COMPONENTS = (("rwkv6", "RWKV-6", RWKV6), ("mamba2", "Mamba-2", MAMBA2), ("other", "rest", OTHER))
+BRANCHES = ("rwkv6", "mamba2")
 MAP_COLUMNS = 600
 """Most columns of a heat map; more would be thinner than a pixel."""
 
@@ -97,22 +95,15 @@ def _by_component(rows: list[Record], key: str, what: str, unit: str, caption: s
     for component, name, color in COMPONENTS:
         drawn = noisy(rows, (key, component), name, color)
         traces += drawn
-        if drawn and component != "other":
+        if drawn and component in BRANCHES:
             median = statistics.median(known(column(rows, key, component)[1]))
             ends.append(f"{sig(median, 2)} in {name}")
-    if not traces:
+    if not ends:
         return []
-    title = f"Median {what}: {' and '.join(ends)}" if ends else f"Median {what}"
+    title = f"Median {what}: {' and '.join(ends)}"
     layout = {"xaxis": steps(), "yaxis": log_axis(unit, traces)}
-    return [
-        Figure(
-            key.replace("_", "-"),
-            title,
-            f"{caption} {smoothing(rows, 'record')}",
-            traces,
-            layout,
-        )
-    ]
+    caption += f" {smoothing(rows, 'record')}"
+    return [Figure(key.replace("_", "-"), title, caption, traces, layout)]
 
 
 def _with_layers(rows: list[Record], key: str) -> list[Record]:
@@ -254,8 +245,6 @@ def _branch_rms(rows: list[Record]) -> list[Figure]:
     if not traces:
         return []
     title = f"Branch outputs end at an RMS of {' and '.join(ends)}"
-    caption = (
-        "Root mean square of each branch before fusion: mean over layers, lowest to highest shaded."
-    )
+    caption = "Root mean square of each branch's output: mean over layers, all layers shaded."
     layout = {"xaxis": steps(), "yaxis": log_axis("branch output RMS", traces)}
     return [Figure("branch-rms", title, caption, traces, layout)]

@@ -187,7 +187,7 @@ def _gpu(run: Run) -> list[Figure]:
     panels = [(key, unit) for key, unit in _GPU if column(rows, key)[0]]
     if not panels:
         return []
-    use = known(column(rows, "util")[1])
+    use = known(column([row for row in rows if row["step"]], "util")[1])
     title = (
         f"The GPU was {sig(statistics.fmean(use), 2)} % busy on average" if use else "GPU counters"
     )

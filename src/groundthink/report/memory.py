@@ -8,12 +8,11 @@ from typing import Any
 
 from groundthink.records import Record
 from groundthink.report.plot import (
-    ACCENT,
+    COMPONENTS,
     FAINT,
     INK,
     MAMBA2,
     MUTED,
-    OTHER,
     RWKV6,
     Figure,
     Panel,
@@ -67,16 +66,10 @@ def parameter_parts(counts: Mapping[str, Any]) -> list[tuple[str, int, str]]:
     """(label, parameters, colour) of each part that has any; together they make the total."""
     if not counts.get("total"):
         return []
+    parts = [(name, counts.get(key, 0), color) for key, name, color in COMPONENTS if key != "other"]
     outside = counts["total"] - counts.get("non_embedding", counts["total"])
-    parts = [
-        ("RWKV-6", counts.get("rwkv6", 0), RWKV6),
-        ("Mamba-2", counts.get("mamba2", 0), MAMBA2),
-        ("attention", counts.get("attention", 0), "var(--attention)"),
-        ("fusion", counts.get("fusion", 0), ACCENT),
-        ("channel mixing", counts.get("ffn", 0), OTHER),
-        ("embeddings", outside, FAINT),
-    ]
-    parts.append(("rest", counts["total"] - sum(number for _, number, _ in parts), "var(--axis)"))
+    parts.append(("embeddings", outside, MUTED))
+    parts.append(("rest", counts["total"] - sum(number for _, number, _ in parts), FAINT))
     return [part for part in parts if part[1] > 0]
 
 
@@ -111,18 +104,21 @@ def _state_dynamics(rows: list[Record]) -> list[Figure]:
     panels = _recorded(
         rows,
         [
-            Panel("entropy (nats)", [("state_entropy", "state entropy", INK)]),
-            Panel("update", [("update_magnitude", "update magnitude", INK)]),
+            Panel("entropy / ln n", [("state_entropy", "state entropy", INK)]),
+            Panel("relative update", [("update_magnitude", "update magnitude", INK)]),
             Panel("std / mean", [("norm_stability", "norm stability", INK)]),
         ],
     )
     if not panels:
         return []
-    field, name, _ = panels[-1].fields[0]
-    title = (
-        f"State {name.removeprefix('state ')} ends at {sig(known(column(rows, field)[1])[-1], 2)}"
-    )
-    caption = "How spread out the state is, how far one token moves it, and how steady its norm is."
+    field = panels[0].fields[0][0]
+    end = known(column(rows, field)[1])[-1]
+    title = {
+        "state_entropy": f"State entropy ends at {percent(end)} of its maximum",
+        "update_magnitude": f"Between records the state moves by {percent(end)} of its norm",
+        "norm_stability": f"State norms vary by {percent(end)} of their mean",
+    }[field]
+    caption = "How evenly the state is filled, how far it moved since the last record, how steady."
     traces, layout = stacked(rows, panels)
     return [Figure("state-dynamics", title, caption, traces, layout, height=420)]
 

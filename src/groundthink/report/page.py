@@ -77,6 +77,8 @@ def _moment(seconds: float) -> str:
 
 def _learning_notes(run: Run) -> list[str]:
     notes = []
+    if summary.status(run) == "diverged" and run.last("event").get("note"):
+        notes.append(f"The run stopped because: {run.last('event')['note']}.")
     if not run.of("train"):
         notes.append("No training step is recorded.")
     if not run.val():
@@ -97,15 +99,12 @@ def _checks(run: Run) -> Section:
 
 def _fusion(run: Run) -> Section:
     drawn = branches.fusion(run)
-    notes = []
-    if not drawn:
-        layout = str(run.option("model", "layout") or "")
-        notes = [
-            "No balance record was written yet, so gates and shares are not known."
-            if "P" in layout or not layout
-            else "No block of this model runs RWKV-6 and Mamba-2 side by side: nothing is fused."
-        ]
-    return Section("fusion", "Fusion", drawn, notes=notes)
+    if drawn:
+        return Section("fusion", "Fusion", drawn)
+    note = "No balance record was written yet, so gates and shares are not known."
+    if run.counts and not run.counts.get("fusion"):
+        note = "No block of this model runs RWKV-6 and Mamba-2 side by side: nothing is fused."
+    return Section("fusion", "Fusion", notes=[note])
 
 
 def _gradients(run: Run) -> Section:
@@ -116,9 +115,10 @@ def _gradients(run: Run) -> Section:
 
 def _states(run: Run) -> Section:
     drawn = memory.states(run)
-    recurrent = run.option("model", "layout") not in ("gpt2", "A")
-    notes = ["State columns were not logged; --train.log_states adds them."]
-    return Section("states", "State", drawn, notes=notes if recurrent and not drawn else ())
+    if drawn or run.counts and not (run.counts.get("rwkv6") or run.counts.get("mamba2")):
+        return Section("states", "State", drawn)
+    note = "State columns were not logged; --train.log_states true adds them."
+    return Section("states", "State", notes=[note])
 
 
 def _samples(run: Run) -> Section:
@@ -155,7 +155,7 @@ def _origin(run: Run) -> Section:
     origin = {k: v for k, v in {**run.env, **run.provenance}.items() if k not in hidden}
     data: Any = run.provenance.get("data")
     command = run.provenance.get("argv")
-    line = " ".join(map(str, command)) if isinstance(command, list) else command
+    line = " ".join([Path(command[0]).name, *command[1:]]) if command else ""
     html = f"<pre><code>{esc(line)}</code></pre>" if line else ""
     html += tables.settings(origin) if origin else ""
     if isinstance(data, Mapping):

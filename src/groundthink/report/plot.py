@@ -18,6 +18,15 @@ Json = dict[str, Any]
 
 INK, MUTED, FAINT = "var(--ink)", "var(--muted)", "var(--faint)"
 RWKV6, MAMBA2, OTHER, ACCENT = "var(--rwkv6)", "var(--mamba2)", "var(--other)", "var(--accent)"
+COMPONENTS = (
+    ("rwkv6", "RWKV-6", RWKV6),
+    ("mamba2", "Mamba-2", MAMBA2),
+    ("attention", "attention", "var(--attention)"),
+    ("fusion", "fusion", ACCENT),
+    ("ffn", "channel mixing", OTHER),
+    ("other", "rest", FAINT),
+)
+"""(record key, name, colour) of the parts of a model; the first two are the branches."""
 SHARE_SCALE = [(0, MAMBA2), (0.5, "var(--even)"), (1, RWKV6)]
 """Colours of an RWKV-6 share: 0 is all Mamba-2, 1 is all RWKV-6."""
 
@@ -88,7 +97,11 @@ def log_axis(title: str, traces: Sequence[Json], *more: float) -> Json:
     """A logarithmic axis for the values of `traces` and `more`, ticked so that labels have room."""
     values = [y for trace in traces for y in trace["y"] if y is not None and y > 0]
     ratio = max([*values, *more]) / min([*values, *more]) if values else 1
-    ticks = {"dtick": 1} if ratio > 1e3 else {"dtick": "D2"} if ratio > 3 else {"nticks": 5}
+    ticks: Json = {"nticks": 5}
+    if ratio > 1e3:
+        ticks = {"dtick": math.ceil(math.log10(ratio) / 5)}
+    elif ratio > 3:
+        ticks = {"dtick": "D2"}
     return {**axis(title), "type": "log", "tickformat": "~g", **ticks}
 
 
@@ -118,15 +131,15 @@ def noisy(rows: Sequence[Record], keys: str | tuple[str, ...], name: str, color:
 
 
 def window(rows: Sequence[Record]) -> int:
-    """Values that the smoothed lines average over: 31 of 2,000, 50 of 5,000."""
-    return max(1, math.isqrt(len(rows) // 2))
+    """Values that the smoothed lines average over: 31 of 2,000, 50 of 5,000; 1 of a few."""
+    values = math.isqrt(len(rows) // 2)
+    return values if values >= 5 else 1
 
 
 def smoothing(rows: Sequence[Record], every: str = "step") -> str:
     """A sentence that says what the two strengths of a `noisy` line mean."""
     n = window(rows)
-    strong = f"; the strong line is the mean of {n} around it" if n > 1 else ""
-    return f"Faint is each {every}{strong}."
+    return f"Faint is each {every}; the strong line is the mean of {n} around it." if n > 1 else ""
 
 
 def level(y: float, text: str, *, log: bool = False) -> tuple[Json, Json]:

@@ -39,11 +39,10 @@ def name(run: Run) -> str:
 
 def mixers(run: Run) -> str:
     """The kind of model in words: "RWKV-6 + Mamba-2 hybrid"."""
-    layout = str(run.option("model", "layout") or "")
-    if layout == "gpt2":
+    if run.option("model", "layout") == "gpt2":
         return "GPT-2 model"
-    kinds = {"RWKV-6": "PR", "Mamba-2": "PM", "attention": "A"}
-    found = [kind for kind, letters in kinds.items() if set(letters) & set(layout)]
+    kinds = {"rwkv6": "RWKV-6", "mamba2": "Mamba-2", "attention": "attention"}
+    found = [kind for key, kind in kinds.items() if run.counts.get(key)]
     return " + ".join(found) + (" hybrid" if len(found) > 1 else " model") if found else "model"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,8 @@ from groundthink.report import interval
 from groundthink.report.memory import parameter_parts
 from groundthink.report.series import every
 from groundthink.report.summary import VERDICTS
-from groundthink.report.text import NONE, count, esc, percent, sig, size
+from groundthink.report.text import NONE, count, esc, percent, short, sig, size
+from groundthink.report.thresholds import ranges
 
 SYMBOLS = {"PASS": "✓", "WARN": "!", "FAIL": "✕", "INCONCLUSIVE": "?"}
 GATES = {
@@ -53,12 +55,13 @@ def _row(head: Sequence[str], cells: Sequence[str]) -> str:
 
 
 def gates(records: Sequence[Record]) -> str:
-    """Findings by gate, the most urgent first; more than a few that passed are folded away."""
+    """Findings by gate, urgent ones first in each; more than a few that passed are folded away."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record["id"], []).append(record)
     names = "".join(f'<th scope="col">{esc(name)}</th>' for name in _FINDING)
-    bodies = "".join(_gate(gate, findings) for gate, findings in groups.items())
+    order = [*(gate for gate in GATES if gate in groups), *(g for g in groups if g not in GATES)]
+    bodies = "".join(_gate(gate, groups[gate]) for gate in order)
     return f'<table class="findings"><thead><tr>{names}</tr></thead>{bodies}</table>'
 
 
@@ -103,10 +106,20 @@ def _finding(finding: Record) -> list[str]:
 
 
 def _threshold(text: str) -> str:
-    for sign, shown in (("..", " to "), (">=", "≥"), ("<=", "≤"), ("-", "−")):
-        text = text.replace(sign, shown)
-    passes, _, warns = text.removesuffix(")").partition(" (")
-    return (esc(passes) or NONE) + (f' <span class="aside">{esc(warns)}</span>' if warns else "")
+    if not text:
+        return NONE
+    passes, warns = ranges(text)
+    aside = f' <span class="aside">warn {_words(warns)}</span>' if warns != passes else ""
+    return _words(passes) + aside
+
+
+def _words(edges: tuple[float, float]) -> str:
+    low, high = edges
+    if low == high:
+        return short(low)
+    if math.isinf(low):
+        return "any" if math.isinf(high) else f"≤ {short(high)}"
+    return f"≥ {short(low)}" if math.isinf(high) else f"{short(low)} to {short(high)}"
 
 
 def _bound(value: float | None, infinite: str) -> str:
@@ -120,8 +133,9 @@ def bench(records: Sequence[Record]) -> str:
         low, high = record.get("low"), record.get("high")
         reach = f"{sig(low)} to {sig(high)}" if low is not None and high is not None else NONE
         value = f"{sig(record['value'])} {esc(record.get('unit') or '')}"
-        rows.append([esc(record["name"]), value, reach, count(record.get("n"))])
-    return table(("Benchmark", "Value", "95 % interval", "n"), rows)
+        note = esc(record.get("note") or "")
+        rows.append([esc(record["name"]), value, reach, count(record.get("n")), note])
+    return table(("Benchmark", "Value", "95 % interval", "n", "Note"), rows, "bench")
 
 
 def samples(records: Sequence[Record]) -> str:
