@@ -155,6 +155,17 @@ def test_bf16_inputs_give_bf16_y_and_fp32_state(backend):
     assert relative_rms(final, exact[1]) <= 1e-5
 
 
+@pytest.mark.tiny
+@pytest.mark.parametrize("steps", [2, 11, 32])
+@every_backend
+def test_one_sequence_cut_from_a_wider_tensor(backend, steps):
+    """A prompt of one row: folding it into chunks moves nothing, so the strides stay."""
+    for regime in ("initial", "strong"):
+        inputs, _, grads = make(steps, regime=regime, batch=1)
+        expected = run(wkv6_reference, inputs, None, grads)
+        assert_close(run(wkv6, inputs, None, grads, backend=backend), expected, 1e-12)
+
+
 @fast_backends
 def test_autocast_changes_nothing(backend):
     def under_autocast(*args):

@@ -161,7 +161,7 @@ class _Layout(NamedTuple):
         rest = -x.shape[1] % self.length
         x = F.pad(x, (0, 0, 0, 0, 0, rest)) if rest else x
         x = x.unflatten(1, (-1, self.length)).permute(1, 0, 3, 2, 4)
-        return x.reshape(-1, self.length, x.shape[-1])
+        return x.reshape(-1, self.length, x.shape[-1]).contiguous()
 
     def unfold(self, rows: Tensor, out: Tensor) -> None:
         """Undo `fold` into `out` [B, T, H, D]."""
