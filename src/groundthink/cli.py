@@ -40,7 +40,7 @@ VERBS = {
         "run",
     ),
     "check": Verb(
-        "gates on a trained model: table, JSON, exit code 1 on FAIL",
+        "gates on a trained model: verdicts, JSON lines, exit code 1 on FAIL",
         "groundthink.diagnose.config:Check",
         "groundthink.lab.checking:run",
         "run",

@@ -1,10 +1,11 @@
-"""`groundthink check`: from a run folder to a subject, and from findings to a table."""
+"""`groundthink check`: from a run folder to a subject, and from findings to lines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.text import Text
 
 from groundthink import config as configs
 from groundthink import records
@@ -13,16 +14,14 @@ from groundthink.data.corpora import prepare
 from groundthink.data.stream import Windows
 from groundthink.device import pick_device
 from groundthink.diagnose.config import Check
+from groundthink.diagnose.gates import GATES
 from groundthink.diagnose.registry import Subject
 from groundthink.errors import UserError
 from groundthink.models import pretrained
 from groundthink.verdicts.thresholds import MIN_BATCHES
 from groundthink.verdicts.verdict import Finding, Verdict
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-ROWS, LENGTH = 4, 256
+ROWS, LENGTH = 2, 256
 """Shape of the batches that the gates read."""
 GRAVITY = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.WARN, Verdict.PASS)
 COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "INCONCLUSIVE": "cyan"}
@@ -55,7 +54,7 @@ def subject_of(check: Check) -> Subject:
     stream = Windows(text, ROWS, LENGTH)
     return Subject(
         model=model,
-        batches=[stream.next() for _ in range(MIN_BATCHES)],
+        batches=[stream.next() for _ in range(min(MIN_BATCHES, stream.steps_per_epoch))],
         steps=pretrained.read_meta(checkpoint)["step"],
         seed=train["seed"],
         train_tokens=train["batch_size"] * train["seq_len"],
@@ -63,24 +62,23 @@ def subject_of(check: Check) -> Subject:
     )
 
 
-def table(findings: Sequence[Finding]) -> Table:
-    """One row for each quantity of each gate: the gravest finding, and what the others say."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(box=SIMPLE_HEAD)
-    for name in ("gate", "quantity", "verdict", "value [interval]", "wanted", "note"):
-        drawn.add_column(name, overflow="fold")
+def lines(findings: Sequence[Finding]) -> Iterator[Text]:
+    """One line for each quantity of each gate, of the gravest finding, in 80 columns; what is not
+    a PASS says why below it."""
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
         groups.setdefault((finding.id, finding.name.partition(", ")[0]), []).append(finding)
+    last = None
     for (id, quantity), group in groups.items():
+        if id != last:
+            yield Text(f"{id}  {GATES[id].title}", style="bold")
+            last = id
         worst = min(group, key=lambda finding: GRAVITY.index(finding.verdict))
-        verdict = Text(worst.verdict, style=COLOURS[worst.verdict])
-        cells = (measured(worst, group), worst.threshold, remark(worst, group))
-        drawn.add_row(id, quantity, verdict, *map(Text, cells))
-    return drawn
+        verdict = Text(f"  {worst.verdict:<13}", style=COLOURS[worst.verdict])
+        wanted = f"{worst.threshold.partition(' (')[0]} {worst.unit}"
+        yield verdict + f"{quantity:<26} {measured(worst, group):<22} {wanted}".rstrip()
+        if worst.verdict is not Verdict.PASS:
+            yield Text(" " * 15 + remark(worst, group), style="dim")
 
 
 def measured(worst: Finding, group: Sequence[Finding]) -> str:
@@ -89,10 +87,10 @@ def measured(worst: Finding, group: Sequence[Finding]) -> str:
         return ""
     if len(group) > 1 and all(finding.verdict is worst.verdict for finding in group):
         values = [finding.value for finding in group]
-        return f"{min(values):.3g} .. {max(values):.3g} {worst.unit}"
+        return f"{min(values):.3g} .. {max(values):.3g}"
     exact = worst.low == worst.high
     interval = "" if exact else f" [{worst.low:.3g}, {worst.high:.3g}]"
-    return f"{worst.value:.3g}{interval} {worst.unit}"
+    return f"{worst.value:.3g}{interval}"
 
 
 def remark(worst: Finding, group: Sequence[Finding]) -> str:

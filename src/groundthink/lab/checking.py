@@ -1,4 +1,4 @@
-"""`groundthink check`: gates on a run, as a table, as records and as an exit code."""
+"""`groundthink check`: gates on a run, in words, as records and as an exit code."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from groundthink.lab.generation import require
 
 
 def run(config: Check) -> int:
-    """Run the gates, write RUN/results/gates.jsonl and print the table; 1 if a gate failed."""
+    """Run the gates, write RUN/results/gates.jsonl and print them; 1 if a gate failed.
+
+    A check of some gates adds to the file; in it, the last finding of a name counts.
+    """
     from rich.console import Console
 
     import groundthink.lab.graduation  # noqa: F401  enters its gates
-    from groundthink.diagnose.check import subject_of, table
+    from groundthink.diagnose.check import lines, subject_of
     from groundthink.diagnose.gates import run_gates
     from groundthink.records import Records, environment
 
@@ -23,11 +26,15 @@ def run(config: Check) -> int:
     subject = subject_of(config)
     findings = run_gates(subject, config.only, allow_untrained=config.allow_untrained)
     path = Path(config.run) / "results" / "gates.jsonl"
-    path.unlink(missing_ok=True)
+    if not config.only:
+        path.unlink(missing_ok=True)
     records = Records(path, {**environment(), "step": subject.steps, "seed": subject.seed})
     for finding in findings:
         records.append("gate", **finding.record())
-    Console().print(table(findings))
+    console = Console(highlight=False)
+    console.print(f"{'':2}{'verdict':<13}{'measured':<26} {'value [95 % interval]':<22} wanted")
+    for line in lines(findings):
+        console.print(line, soft_wrap=True)
     counts = Counter(str(finding.verdict) for finding in findings)
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()), f"-> {path}")
     return int("FAIL" in counts)
