@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,18 @@ def test_a_run_that_was_killed_repeats_what_it_had_not_saved(make_run):
         file.write('{"kind": "train", "step": 9, "lo')
     train(make_run("killed", **change), resume=resumed, log=quiet)
     assert_same_run(straight, killed)
+
+
+def test_going_back_to_where_the_best_is_gone(make_run):
+    folder = train(make_run(), log=quiet)
+    checkpoints = folder / "checkpoints"
+    older = sorted(checkpoints.glob("step-*"))[-2]
+    stored = torch.load(older / "train.pt", weights_only=True)
+    assert stored["progress"]["best"] == older.name
+    shutil.move(older, checkpoints / "step-00000005")
+    train(make_run(steps=6), resume=checkpoints / "step-00000005", log=quiet)
+    index = json.loads((checkpoints / "index.json").read_text())
+    assert index == {"last": "step-00000005", "best": "step-00000005"}
 
 
 SCRIPT = """

@@ -176,6 +176,8 @@ class Trainer:
         self.stream.load_state_dict(stored["data"])
         checkpoint.set_rng_state(stored["rng"])
         self.saved = self.progress.step
+        if not (start.parent / self.progress.best).exists():  # a later best had replaced it
+            self.progress.best = start.name
         checkpoint.write_index(start.parent, start.name, self.progress.best or start.name)
         rewind(self.folder, self.progress.step)
 
