@@ -31,7 +31,7 @@ demo: setup
 	@$(BIN)/groundthink report $(DEMO)
 
 test: setup
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" -n 2
 
 lint: setup
 	$(BIN)/ruff check
