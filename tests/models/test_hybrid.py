@@ -188,3 +188,9 @@ def test_gpt2_refuses_what_lies_beyond_its_context(tokens):
     model = build(small("gpt2", context_length=16))
     with pytest.raises(UserError, match="knows 16 positions"):
         model(tokens)
+
+
+def test_only_a_state_that_keeps_its_size_is_carried():
+    layouts = {"parallel": True, "R M": True, "P A": False, "gpt2": False}
+    for layout, recurrent in layouts.items():
+        assert build(small("gf", layout=layout)).recurrent == recurrent

@@ -55,7 +55,6 @@ def parse(name: str, verb: Verb, argv: list[str]) -> tuple[TrainRun, Path | None
     model, argv = configs.take(argv, "--model.name")
     if resume:
         files = [str(run_config(Path(resume[-1]))), *files]
-        argv = [f"--out={resume[-1]}", *argv]
     elif not files and not model:
         files = ["default"]
     paths = [preset_file(file) for file in files]
@@ -81,12 +80,13 @@ def expand(word: str) -> str:
 
 
 def run_config(folder: Path) -> Path:
-    """config.yaml of a run folder.
+    """config.yaml of the run that a run folder, or one of its checkpoints, belongs to.
 
     Raises:
         UserError: the folder holds no run.
     """
-    path = folder / "config.yaml"
+    run = folder.parents[1] if folder.parent.name == "checkpoints" else folder
+    path = run / "config.yaml"
     if not path.exists():
         raise UserError(f"{folder} holds no run to resume; start one with: groundthink train")
     return path

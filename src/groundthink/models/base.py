@@ -13,7 +13,7 @@ class LanguageModel(nn.Module):
     """`model(tokens, state, reset) -> (logits, state)`; subclasses build the blocks between."""
 
     recurrent: bool
-    """Whether the state has a fixed size, so that it can be carried without end."""
+    """Whether the state keeps its size, so that it can be carried without end."""
     blocks: nn.ModuleList
 
     def __init__(self, config: ModelConfig):

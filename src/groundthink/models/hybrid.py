@@ -112,15 +112,16 @@ class HybridLM(LanguageModel):
         UserError: the sizes or names in the config do not fit.
     """
 
-    recurrent = True
-
     def __init__(self, config: ModelConfig, backend: str = "auto"):
         check(config)
         super().__init__(config)
         if config.embed_norm:
             self.embed_norm = make_norm(config.norm, config.d_model, config.norm_eps)
-        layers = enumerate(expand(config.layout, config.n_layers))
-        self.blocks = nn.ModuleList(Block(config, i, mixers, backend) for i, mixers in layers)
+        layers = expand(config.layout, config.n_layers)
+        self.recurrent = ("attention",) not in layers
+        self.blocks = nn.ModuleList(
+            Block(config, i, mixers, backend) for i, mixers in enumerate(layers)
+        )
 
     def init_state(self, batch: int) -> State:
         """The state before the first token: zeros."""

@@ -68,7 +68,8 @@ def ssd(
     if reset is not None:
         check_shape("ssd", "reset", reset, (b, t))
     run = pick("ssd", BACKENDS, backend, x)
-    y, state = run(
-        x.to(full), dt.to(full), A.to(full), B.to(full), C.to(full), D, state.to(full), reset
-    )
+    with torch.autocast(x.device.type, enabled=False):
+        y, state = run(
+            x.to(full), dt.to(full), A.to(full), B.to(full), C.to(full), D, state.to(full), reset
+        )
     return y.to(x.dtype), state

@@ -60,7 +60,8 @@ def wkv6(
     if reset is not None:
         check_shape("wkv6", "reset", reset, (b, t))
     run = pick("wkv6", BACKENDS, backend, r)
-    y, state = run(
-        r.to(full), k.to(full), v.to(full), log_w.to(full), u.to(full), state.to(full), reset
-    )
+    with torch.autocast(r.device.type, enabled=False):
+        y, state = run(
+            r.to(full), k.to(full), v.to(full), log_w.to(full), u.to(full), state.to(full), reset
+        )
     return y.to(v.dtype), state
