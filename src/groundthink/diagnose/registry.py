@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from groundthink.diagnose.components import parallel
+from groundthink.models.base import LanguageModel
 from groundthink.models.config import ModelConfig
 from groundthink.records import Record
 from groundthink.verdicts.verdict import Finding, skipped
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 class Subject:
     """A model, held-out text and the records of the run it comes from."""
 
-    model: nn.Module
+    model: LanguageModel
     """On its device, in eval mode."""
     batches: Sequence[Batch]
     """Real text in rows of at least 256 tokens; rows of one batch are independent."""
@@ -40,7 +41,7 @@ class Subject:
 
     @property
     def config(self) -> ModelConfig:
-        return self.model.config  # pyright: ignore
+        return self.model.config
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +58,7 @@ class Subject:
         text = torch.cat([batch.tokens.flatten() for batch in self.batches])
         return text.repeat(-(-length // len(text)))[None, :length].to(self.device)
 
-    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses(self, model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits [B, T, V] and the loss of each token in nats [B, T], 0 where it is not scored."""
         logits, _ = model(batch.tokens.to(self.device), None, batch.reset.to(self.device))
         targets = batch.targets.to(self.device)
