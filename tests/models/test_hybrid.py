@@ -177,6 +177,11 @@ def test_impossible_configs_are_refused_in_one_line(changes, message):
     assert "\n" not in str(caught.value)
 
 
+def test_an_unknown_backend_is_refused_at_once():
+    with pytest.raises(UserError, match="unknown model backend 'chunkd'; did you mean chunked"):
+        build(small("gf"), backend="chunkd")
+
+
 def test_attention_mixes_with_recurrence(tokens):
     model = randomized(build(small("gf", layout="P A"))).double()
     whole = model(tokens)[0]

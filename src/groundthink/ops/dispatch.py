@@ -11,8 +11,8 @@ from groundthink.errors import UserError, unknown
 Op = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
-def pick(op: str, table: Mapping[str, Op], backend: str, tensor: torch.Tensor) -> Op:
-    """The implementation of `op` that `backend` names for the device of `tensor`.
+def pick(op: str, table: Mapping[str, Op], backend: str) -> Op:
+    """The implementation of `op` that `backend` names.
 
     `auto` is the chunked form: it runs on every device and dtype.
 
