@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from groundthink.diagnose.components import branches, grad_rms, parallel, ratio
 from groundthink.diagnose.tape import Tape, tape
+from groundthink.models.fusion import Fusion
 
 Layers = list[float | None]
 """One number a layer; None where the layer has none."""
@@ -68,15 +69,16 @@ def shares(model: nn.Module, calls: Tape) -> tuple[Layers, Layers]:
     for where, (call,) in calls.items():
         if where.endswith(".fusion"):
             fusion = model.get_submodule(where)
-            gates[where] = fusion.share(*call.inputs)  # pyright: ignore
-            r, m = (part.float().norm() for part in fusion.parts(*call.inputs))  # pyright: ignore
+            assert isinstance(fusion, Fusion)
+            gates[where] = fusion.share(*call.inputs)
+            r, m = (part.float().norm() for part in fusion.parts(*call.inputs))
             effective[where] = r / (r + m)
     return by_layer(model, gates), by_layer(model, effective)
 
 
 def by_layer(model: nn.Module, values: dict[str, Tensor]) -> Layers:
     """Scalars by module name -> one entry a block, fetched from the device at once."""
-    layers: Layers = [None] * len(model.blocks)  # pyright: ignore
+    layers: Layers = [None] * len(list(model.get_submodule("blocks").children()))
     if values:
         numbers = torch.stack(list(values.values())).tolist()
         for where, number in zip(values, numbers, strict=True):

@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from groundthink.data.stream import Batch
 from groundthink.diagnose.components import branches, grad_rms, ratio
 from groundthink.diagnose.registry import Subject, gate
 from groundthink.diagnose.tape import tape
 from groundthink.models.build import build
+from groundthink.models.fusion import Fusion
 from groundthink.verdicts.statistics import bootstrap_mean, exact, median
 from groundthink.verdicts.thresholds import MIN_BATCHES
 from groundthink.verdicts.verdict import Finding, judge, skipped
@@ -29,7 +31,7 @@ def component_balance(subject: Subject) -> list[Finding]:
     return [judge("G4", "gradient R/M", median(ratios), f"IQR {low:.3g}..{high:.3g}")]
 
 
-def backward(subject: Subject, batch) -> None:
+def backward(subject: Subject, batch: Batch) -> None:
     """Gradients of the mean loss of one batch, alone, in the parameters."""
     subject.model.zero_grad()
     _, losses = subject.losses(subject.model, batch)
@@ -57,7 +59,7 @@ def alive(parameter: nn.Parameter) -> bool:
 @gate("outputs", "component outputs", trained=True)
 def component_outputs(subject: Subject) -> list[Finding]:
     """The output of every branch in every layer is finite and of a sensible size."""
-    outputs = branch_outputs(subject, subject.model)
+    outputs = branch_outputs(subject)
     if not outputs:
         return [skipped("outputs", "component outputs", "no recurrent branch")]
     bad = sum(int((~y.isfinite()).sum()) for y in outputs.values())
@@ -71,7 +73,7 @@ def component_outputs(subject: Subject) -> list[Finding]:
 @gate("independence", "component independence", both=True, trained=True)
 def independence(subject: Subject) -> list[Finding]:
     """The branches of a block point in different directions: mean cosine of their outputs."""
-    outputs = branch_outputs(subject, subject.model)
+    outputs = branch_outputs(subject)
     findings = []
     for name, r in outputs.items():
         block, _, branch = name.rpartition(".")
@@ -84,11 +86,11 @@ def independence(subject: Subject) -> list[Finding]:
 
 
 @torch.no_grad()
-def branch_outputs(subject: Subject, model: nn.Module) -> dict[str, Tensor]:
+def branch_outputs(subject: Subject) -> dict[str, Tensor]:
     """Raw output of every branch on real text, fp32 [rows, T, C] by module name."""
-    names = [f"blocks.*.{branch}" for branch in branches(model)]
-    with tape(model, *names) as calls:
-        model(subject.rows(ROWS, LENGTH))
+    names = [f"blocks.*.{branch}" for branch in branches(subject.model)]
+    with tape(subject.model, *names) as calls:
+        subject.model(subject.rows(ROWS, LENGTH))
     return {name: call.output[0].float() for name, (call,) in calls.items()}
 
 
@@ -102,9 +104,9 @@ def pre_balance(subject: Subject) -> list[Finding]:
     findings = []
     for name, (call,) in calls.items():
         fusion = fresh.get_submodule(name)
-        r, m = (part.float().flatten(1).norm(dim=1) for part in fusion.parts(*call.inputs))  # pyright: ignore
+        assert isinstance(fusion, Fusion)
+        r, m = (part.float().flatten(1).norm(dim=1) for part in fusion.parts(*call.inputs))
         interval = bootstrap_mean((r / (r + m)).cpu().numpy())
-        findings.append(
-            judge("pre-balance", "RWKV share at init", interval, where=name.rpartition(".")[0])
-        )
+        where = name.removesuffix(".fusion")
+        findings.append(judge("pre-balance", "RWKV share at init", interval, where=where))
     return findings

@@ -63,7 +63,7 @@ def subject_of(check: Check) -> Subject:
 
 
 def lines(findings: Sequence[Finding]) -> Iterator[Text]:
-    """One line for each quantity of each gate, of the gravest finding, in 80 columns; what is not
+    """One line for each quantity of each gate, of the gravest finding, for 80 columns; what is not
     a PASS says why below it."""
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:

@@ -47,7 +47,7 @@ def backends(subject: Subject, branch: str) -> list[str]:
 
 def asked(subject: Subject, branch: str) -> set[str]:
     """Backends that the mixers of a branch ask for."""
-    mixers = (getattr(block, branch, None) for block in subject.model.blocks)  # pyright: ignore
+    mixers = (getattr(block, branch, None) for block in subject.model.blocks)
     return {mixer.backend for mixer in mixers if mixer is not None}
 
 

@@ -6,20 +6,17 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from groundthink.data.stream import Batch
 from groundthink.diagnose.components import parallel
 from groundthink.models.base import LanguageModel
 from groundthink.models.config import ModelConfig
 from groundthink.records import Record
 from groundthink.verdicts.verdict import Finding, skipped
-
-if TYPE_CHECKING:
-    from groundthink.data.stream import Batch
 
 
 @dataclass(frozen=True)

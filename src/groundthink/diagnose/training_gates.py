@@ -40,7 +40,7 @@ def training(subject: Subject) -> list[Finding]:
         reason = "not finite" if bad else f"needs {MIN_STEPS - len(rows)} more training steps"
         return [*findings, skipped("G3", "loss and gradient", reason)]
     loss = np.array([row["loss"] for row in rows[:MIN_STEPS]])
-    norms = np.array([row["grad_norm"] for row in rows])
+    norms = np.array([row["grad_norm"] for row in rows], dtype=np.float64)
     fit, p = slope(*block_means(loss), confidence=0.98)
     findings += [
         judge("G3", "loss slope", scaled(fit, 1000), f"p = {p:.2g}"),
@@ -51,8 +51,11 @@ def training(subject: Subject) -> list[Finding]:
 
 
 def nonfinite(records: Sequence[Record], rows: Sequence[Record]) -> int:
-    """Steps whose loss or gradient was not finite and that no later try made good."""
-    good = {row["step"] for row in rows if None not in (row["loss"], row["grad_norm"])}
+    """Steps stopped by NaN, or with such a loss, that no later try made good.
+
+    A gradient norm alone may be null: fp16 leaves out the step and lowers its scale.
+    """
+    good = {row["step"] for row in rows if row["loss"] is not None}
     events = {r["step"] for r in records if r["kind"] == "event" and r["what"] == "nonfinite"}
     return len(({row["step"] for row in rows} | events) - good)
 
@@ -76,8 +79,9 @@ def drop(first: np.ndarray, last: np.ndarray) -> Interval:
 
 def spikes(norms: np.ndarray) -> int:
     """Steps whose gradient norm is above `SPIKE` times the median of the steps before."""
-    medians = (np.median(norms[max(0, i - MEMORY) : i]) for i in range(BLOCK, len(norms)))
-    return sum(norm > SPIKE * median for norm, median in zip(norms[BLOCK:], medians, strict=True))
+    before = (norms[max(0, i - MEMORY) : i] for i in range(BLOCK, len(norms)))
+    medians = np.array([np.nanmedian(window) for window in before])
+    return int((norms[BLOCK:] > SPIKE * medians).sum())
 
 
 def settled(finding: Finding, steps: int) -> Finding:
@@ -93,8 +97,9 @@ def evolution(subject: Subject) -> list[Finding]:
     """No branch's output collapsed or blew up from the first to the last quarter of training."""
     rows = [record for record in subject.records if record["kind"] == "balance"]
     quarter = len(rows) // 4
-    if quarter < 2:
-        return [skipped("evolution", "output growth", "fewer than 8 balance records")]
+    if quarter < 2 or not branches(subject.model):
+        reason = "fewer than 8 balance records" if quarter < 2 else "no recurrent branch"
+        return [skipped("evolution", "output growth", reason)]
     findings = []
     for branch in branches(subject.model):
         rms = np.array([row["branch_rms"][branch] for row in rows], dtype=np.float64)
