@@ -20,6 +20,7 @@ from groundthink.verdicts.statistics import exact
 from groundthink.verdicts.verdict import Finding, judge, skipped
 
 BATCH, LENGTH, HEADS = 2, 129, 2
+BACKENDS = {"rwkv6": WKV6_BACKENDS, "mamba2": SSD_BACKENDS}
 PRECISIONS = {"fp32 error": torch.float32, "bf16 error": torch.bfloat16}
 
 Op = Callable[..., tuple[Tensor, Tensor]]
@@ -34,15 +35,9 @@ def kernels(subject: Subject) -> list[Finding]:
     return [
         agreement(subject, branch, backend, quantity)
         for branch in present
-        for backend in backends(subject, branch)
+        for backend in BACKENDS[branch]
         for quantity in PRECISIONS
     ]
-
-
-def backends(subject: Subject, branch: str) -> list[str]:
-    """Backends of the table, and any other that the model asks for."""
-    table = WKV6_BACKENDS if branch == "rwkv6" else SSD_BACKENDS
-    return list(dict.fromkeys([*table, *sorted(asked(subject, branch) - {"auto"})]))
 
 
 def asked(subject: Subject, branch: str) -> set[str]:

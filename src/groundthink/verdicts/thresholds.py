@@ -107,7 +107,7 @@ TABLE = (
     Threshold("outputs", "non-finite outputs", "values", ZERO, ZERO,
               "not one is allowed"),
     Threshold("outputs", "output std", "", (1e-3, 1e2), (1e-4, 1e3),
-              "below 0.001 the epsilon of the branch norm silences it; above 100 it drowns all else"),
+              "below 0.001 the epsilon of the branch norm silences it, above 100 it drowns all"),
     Threshold("independence", "branch cosine", "", (-0.3, 0.3), (-0.9, 0.9),
               "above 0.9 one branch is a copy of the other"),
     Threshold("gradient-flow", "parameters without gradient", "tensors", ZERO, ZERO,
