@@ -64,9 +64,10 @@ def write_run(
     out.append("baseline", split="val", uniform=4.5747, unigram=3.1021, bigram=2.6114)
     for step in range(1, steps + 1):
         _step(out, step, planned, rng)
-        if step % run.train.log_every == 0 and layout == "parallel":
+        observed = step == 1 or step % run.train.log_every == 0
+        if observed and layout == "parallel":
             _balance(out, step, planned, rng)
-        if step % run.train.log_every == 0 and states:
+        if observed and states:
             _states(out, step, rng)
         if gpu and step % 20 == 0:
             out.append("gpu", step=step, util=88 + 8 * rng.random(), memory_mib=9200, **_heat(rng))

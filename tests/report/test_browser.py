@@ -22,6 +22,11 @@ OVERFLOW = """() => [...document.querySelectorAll("body *")].filter((element) =>
 WIDTH = "() => document.documentElement.scrollWidth - innerWidth"
 FITS = """() => [...document.querySelectorAll(".plot")].every(
   (plot) => Math.abs(plot.querySelector(".main-svg").clientWidth - plot.clientWidth) <= 1)"""
+COVERED = """() => [...document.querySelectorAll(".plot")].filter((plot) => {
+  const legend = plot.querySelector(".legend");
+  return legend && legend.getBoundingClientRect().bottom - plot.getBoundingClientRect().top >
+    plot._fullLayout._size.t + 1;
+}).map((plot) => plot.parentElement.id)"""
 LINE = "() => getComputedStyle(document.querySelector('#grad-rms .js-line')).stroke"
 RANGE = """() => { const [low, high] = document.querySelector("#loss .plot").layout.xaxis.range;
   return high - low }"""
@@ -48,6 +53,7 @@ class View:
         """Every figure drawn at its width, nothing wider than the screen, nothing said."""
         self.page.wait_for_function(FITS, timeout=60_000)
         assert self.page.evaluate(EMPTY) == []
+        assert self.page.evaluate(COVERED) == [], "legends lie above the drawing"
         assert self.page.evaluate(WIDTH) <= 0
         assert self.page.evaluate(OVERFLOW) == []
         assert self.said == []
@@ -67,7 +73,9 @@ def browser() -> Iterator[Any]:
     if not found:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no Chromium here")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=found, args=["--no-sandbox", "--disable-gpu"]
+        )
         yield browser
         browser.close()
 
@@ -77,7 +85,7 @@ def view(browser: Any, full_run: Path) -> View:
     return View(browser, page.write(full_run))
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 390, 1100])
 def test_every_figure_is_drawn_in_both_themes(view: View, width: int) -> None:
     view.resize(width)
     drawn = int(view.page.get_attribute("html", "data-drawn") or 0)

@@ -72,6 +72,16 @@ def test_branches_keep_their_colours(full: Run) -> None:
         assert len(lines) > 4 and {line["color"] for line in lines} == {color}
 
 
+@pytest.mark.tiny
+def test_a_single_record_claims_no_movement() -> None:
+    row = {"step": 1, "gate": [0.3, 0.3], "share": [0.2, 0.4], "grad_ratio": 0.5}
+    drawn = branches.fusion(Run(Path(), metrics={"balance": [row]}))
+    assert [figure.id for figure in drawn] == ["gate-map", "share-map", "layers"]
+    assert drawn[0].title == "Gates are at 0.30"
+    still = branches.fusion(Run(Path(), metrics={"balance": [row, row | {"step": 2}]}))
+    assert _named(still, "gate-lines").title == "No gate moved since the first record"
+
+
 def test_parts_make_the_total(full: Run) -> None:
     parts = memory.parameter_parts(full.counts)
     assert sum(number for _, number, _ in parts) == full.counts["total"]

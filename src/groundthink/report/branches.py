@@ -68,7 +68,7 @@ def _gradient_ratio(run: Run) -> list[Figure]:
         return []
     ratios = known(column(rows, "grad_ratio")[1])
     late = statistics.median(ratios[len(ratios) // 2 :])
-    title = f"The R:M gradient ratio settled at {sig(late)}"
+    title = f"The median R:M gradient ratio of the later half is {sig(late)}"
     caption = "RWKV-6 over Mamba-2, gradient RMS per parameter; at one both learn alike. "
     caption += smoothing(rows, "record")
     shape, note = level(1, "equal", log=True)
@@ -134,16 +134,12 @@ def _gates(rows: list[Record]) -> list[Figure]:
         )
         for i in range(layers)
     ]
-    return [
-        _map(rows, "gate", title, caption),
-        Figure(
-            "gate-lines",
-            _widest(rows),
-            "The same gates on their own scale, from the first layer (pale) to the last (strong).",
-            lines,
-            {"xaxis": steps(), "yaxis": axis("gate (RWKV-6 share)"), "showlegend": False},
-        ),
-    ]
+    drawn = [_map(rows, "gate", title, caption)]
+    if len(rows) > 1:
+        caption = "The same gates on their own scale, from the first layer (pale) to the last."
+        layout = {"xaxis": steps(), "yaxis": axis("gate (RWKV-6 share)"), "showlegend": False}
+        drawn.append(Figure("gate-lines", _widest(rows), caption, lines, layout))
+    return drawn
 
 
 def _ungated(row: Record) -> bool:
@@ -161,6 +157,8 @@ def _widest(rows: list[Record]) -> str:
     pairs = zip(rows[0]["gate"], rows[-1]["gate"], strict=False)
     moves = {i: b - a for i, (a, b) in enumerate(pairs) if a is not None and b is not None}
     layer = max(moves, key=lambda i: abs(moves[i]))
+    if not moves[layer]:
+        return "No gate moved since the first record"
     towards = "RWKV-6" if moves[layer] > 0 else "Mamba-2"
     return f"Layer {layer} moved most, {sig(abs(moves[layer]), 2)} towards {towards}"
 
@@ -182,7 +180,7 @@ def _shares(rows: list[Record]) -> list[Figure]:
         return []
     mean = statistics.fmean(known(rows[-1]["share"]))
     heavier, part = ("RWKV-6", mean) if mean >= 0.5 else ("Mamba-2", 1 - mean)
-    title = f"{heavier} makes {percent(part)} of the fused output, averaged over layers"
+    title = f"{heavier} makes {percent(part)} of the fused output by norm, averaged over layers"
     caption = (
         "Effective share: norm of the RWKV-6 part over the sum of both norms, after the fusion."
     )
@@ -235,7 +233,7 @@ def _branch_rms(rows: list[Record]) -> list[Figure]:
         layers = [known(row["branch_rms"][component]) for row in layered]
         mean = [statistics.fmean(values) for values in layers]
         soft = f"color-mix(in srgb, {color} 16%, transparent)"
-        edge = {"width": 0, "showlegend": False, "hoverinfo": "skip"}
+        edge = {"mode": "lines", "width": 0, "showlegend": False, "hoverinfo": "skip"}
         traces += [
             line(x, [max(values) for values in layers], name, color, **edge),
             line(x, list(map(min, layers)), name, color, fill="tonexty", fillcolor=soft, **edge),

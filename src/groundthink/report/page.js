@@ -44,7 +44,9 @@
     layout.uirevision = "keep";
     if (layout.width < 440) tighten(layout);
     if (touch) freeze(layout);
-    Plotly.react(plot, paint(spec.data), layout, options);
+    // A redraw at another width would place the legend by the height of its former rows.
+    const render = plot.layout?.width === layout.width ? Plotly.react : Plotly.newPlot;
+    render(plot, paint(spec.data), layout, options);
   }
   // On a phone the labels of horizontal lines move from the margin into the drawing.
   function tighten(layout) {

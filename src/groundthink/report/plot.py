@@ -37,7 +37,6 @@ _AXIS = {
     "zeroline": False,
     "ticks": "outside",
     "ticklen": 4,
-    "automargin": True,
     "title": {"standoff": 8},
     "exponentformat": "none",
 }
@@ -46,7 +45,7 @@ TEMPLATE: Json = {
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": MUTED},
-        "margin": {"l": 56, "r": 24, "t": 8, "b": 44},
+        "margin": {"l": 56, "r": 24, "t": 12, "b": 44},
         "hovermode": "x unified",
         "hoverlabel": {
             "bgcolor": "var(--surface)",
@@ -62,7 +61,7 @@ TEMPLATE: Json = {
         },
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": FAINT, "activecolor": INK},
         "xaxis": {**_AXIS, "showgrid": False, "showline": True},
-        "yaxis": {**_AXIS, "ticks": ""},
+        "yaxis": {**_AXIS, "ticks": "", "automargin": True},
     }
 }
 
@@ -84,7 +83,8 @@ class Figure:
     def spec(self) -> Json:
         """The Plotly figure: {"data", "layout"}."""
         named = sum(trace.get("showlegend", True) for trace in self.traces)
-        layout = {"showlegend": named > 1, **self.layout, "height": self.height}
+        margin = {"t": 36 if named > 1 else 12, **self.layout.get("margin", {})}
+        layout = {"showlegend": named > 1, **self.layout, "height": self.height, "margin": margin}
         return {"data": self.traces, "layout": layout}
 
 
@@ -107,7 +107,7 @@ def log_axis(title: str, traces: Sequence[Json], *more: float) -> Json:
 
 def steps(**more: Any) -> Json:
     """The training-step axis that nearly every figure has."""
-    return axis("step", tickformat=",d", **more)
+    return axis("step", tickformat=",~f", **more)
 
 
 def line(x: Sequence[Number], y: Sequence[Number], name: str, color: str, **more: Any) -> Json:
@@ -116,7 +116,8 @@ def line(x: Sequence[Number], y: Sequence[Number], name: str, color: str, **more
     if "dash" in more:
         style["dash"] = more.pop("dash")
     x, y = thin(x, y)
-    trace = {"type": "scatter", "mode": "lines", "x": x, "y": y, "name": name, "line": style}
+    mode = "lines" if len(x) > 1 else "markers"
+    trace = {"type": "scatter", "mode": mode, "x": x, "y": y, "name": name, "line": style}
     return {**trace, "hovertemplate": "%{y:.4~g}", **more}
 
 
