@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from groundthink.data.stream import Batch
 
+from groundthink.data.stream import Batch
 from groundthink.models.build import build
 from groundthink.models.config import ModelConfig
 from groundthink.train.evaluate import bits_per_byte, evaluate, perplexity, standard_error

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from groundthink.data.stream import Batch
 from torch import nn
 
+from groundthink.data.stream import Batch
 from groundthink.models.build import build
 from groundthink.models.config import ModelConfig
 from groundthink.train.config import TrainConfig
