@@ -58,6 +58,13 @@ def test_short_spellings_mean_the_long_ones():
     assert words("--amp", "--log-states").train.precision == "bf16"
 
 
+@pytest.mark.parametrize("given", ["0.1,0.2", "[0.1,0.2]"])
+def test_a_list_may_go_without_brackets(given):
+    expected = (0.1, 0.2)
+    assert words("--model.gate_init_layers", given).model.gate_init_layers == expected
+    assert words(f"--model.gate_init_layers={given}").model.gate_init_layers == expected
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

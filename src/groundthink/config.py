@@ -101,13 +101,32 @@ def digest(config: Any) -> str:
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def keys(cls: type, at: str = "") -> Iterator[str]:
-    """Dotted names of every leaf of a config class."""
+def leaves(cls: type, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of every leaf of a config class."""
     for name, kind in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(kind):
-            yield from keys(typing.cast(type, kind), f"{at}{name}.")
+            yield from leaves(typing.cast(type, kind), f"{at}{name}.")
         else:
-            yield at + name
+            yield at + name, kind
+
+
+def keys(cls: type) -> list[str]:
+    """Dotted names of every leaf of a config class."""
+    return [name for name, _ in leaves(cls)]
+
+
+def _bracketed(cls: type, argv: Sequence[str]) -> list[str]:
+    """The words with lists in brackets: --only G1,G2 is --only=[G1,G2]."""
+    lists = {f"--{name}" for name, kind in leaves(cls) if typing.get_origin(kind) is tuple}
+    out, words = [], iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag in lists:
+            value = value if equals else next(words, "")
+            out.append(f"{flag}={value}" if value.startswith("[") else f"{flag}=[{value}]")
+        else:
+            out.append(word)
+    return out
 
 
 def flatten(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
@@ -158,7 +177,7 @@ def parse(
             raise _unknown_key(prog, flag, [f"--{key}" for key in keys(cls)])
     parser.set_defaults(flatten(layers))
     try:
-        parsed = parser.parse_args(list(argv))
+        parsed = parser.parse_args(_bracketed(cls, argv))
     except argparse.ArgumentError as error:
         raise UserError(f"{prog}: {' '.join(str(error).split())}") from error
     return from_dict(cls, parsed.as_dict(), prog)

@@ -12,6 +12,8 @@ import pytest
 
 from groundthink.report import page
 
+PATIENCE = 120_000
+"""Milliseconds that a loaded machine may take for any one thing."""
 EMPTY = """() => [...document.querySelectorAll(".figure")].filter((figure) =>
   ![...figure.querySelectorAll(".main-svg :is(.trace, .hm, .point)")].some(
     (mark) => mark.getBoundingClientRect().width > 1)).map((figure) => figure.id)"""
@@ -38,6 +40,7 @@ class View:
     def __init__(self, browser: Any, report: Path, **options: Any):
         self.said: list[str] = []
         context = browser.new_context(**options)
+        context.set_default_timeout(PATIENCE)
         context.set_offline(True)
         self.page = context.new_page()
         self.page.on("request", lambda request: self.said.append(request.url))
@@ -45,13 +48,13 @@ class View:
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.route(lambda url: not url.startswith("file:"), lambda route: route.abort())
         self.page.goto(report.as_uri())
-        self.page.wait_for_selector("html[data-drawn]", state="attached", timeout=120_000)
+        self.page.wait_for_selector("html[data-drawn]", state="attached")
         assert self.said == [report.as_uri()]
         self.said.clear()
 
     def assert_sound(self) -> None:
         """Every figure drawn at its width, nothing wider than the screen, nothing said."""
-        self.page.wait_for_function(FITS, timeout=60_000)
+        self.page.wait_for_function(FITS)
         assert self.page.evaluate(EMPTY) == []
         assert self.page.evaluate(COVERED) == [], "legends lie above the drawing"
         assert self.page.evaluate(WIDTH) <= 0
