@@ -105,5 +105,5 @@ class _RMSNorm(torch.autograd.Function):
         dx, dweight, _ = torch.ops.aten.native_layer_norm_backward(
             dy, x, weight.shape, torch.zeros_like(scale), scale, weight, None, [True, True, False]
         )
-        centre = (dy @ weight).unsqueeze(-1)
-        return dx.addcmul_(scale, centre, value=1 / x.shape[-1]), dweight, None
+        centre = (dy @ weight).unsqueeze(-1).mul_(scale).div_(x.shape[-1])
+        return dx.add_(centre), dweight, None
