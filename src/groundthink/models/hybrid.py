@@ -22,7 +22,7 @@ from groundthink.models.base import LanguageModel
 from groundthink.models.config import ModelConfig
 from groundthink.models.fusion import FUSIONS
 from groundthink.models.layout import expand
-from groundthink.ops.dispatch import pick
+from groundthink.ops.dispatch import check_backend
 from groundthink.ops.wkv6 import BACKENDS
 
 
@@ -116,7 +116,7 @@ class HybridLM(LanguageModel):
 
     def __init__(self, config: ModelConfig, backend: str = "auto"):
         check(config)
-        pick("model", BACKENDS, backend)  # an unknown one is refused here, not at the first token
+        check_backend("model", BACKENDS, backend)  # refused here, not at the first token
         super().__init__(config)
         if config.embed_norm:
             self.embed_norm = make_norm(config.norm, config.d_model, config.norm_eps)

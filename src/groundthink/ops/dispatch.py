@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import logging
+import os
 from collections.abc import Callable, Mapping
 
 import torch
@@ -10,20 +14,68 @@ from groundthink.errors import UserError, unknown
 
 Op = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
+OLDEST = (8, 0)
+"""Compute capability from which the Triton kernels run: bf16 matrix units and enough memory."""
 
-def pick(op: str, table: Mapping[str, Op], backend: str) -> Op:
-    """The implementation of `op` that `backend` names.
 
-    `auto` is the chunked form: it runs on every device and dtype.
+def pick(op: str, table: Mapping[str, Op], backend: str, device: torch.device) -> Op:
+    """The implementation of `op` that `backend` names, for tensors on `device`.
+
+    `auto` is the Triton kernel on a GPU that can run it, and the chunked form elsewhere.
 
     Raises:
-        UserError: the table has no such backend.
+        UserError: the table has no such backend, or it cannot run on the device.
     """
+    check_backend(op, table, backend)
     if backend == "auto":
-        return table["chunked"]
-    if backend not in table:
-        raise unknown(f"{op} backend", backend, [*table, "auto"])
+        return table[_automatic(device)]
+    if backend == "triton":
+        obstacle = triton_obstacle(device)
+        if obstacle:
+            raise UserError(f"{op} backend 'triton' cannot run here: {obstacle}; use 'auto'")
     return table[backend]
+
+
+def check_backend(op: str, table: Mapping[str, Op], backend: str) -> None:
+    """Raise UserError unless the table has the backend."""
+    if backend != "auto" and backend not in table:
+        raise unknown(f"{op} backend", backend, [*table, "auto"])
+
+
+@torch.compiler.assume_constant_result
+def _automatic(device: torch.device) -> str:
+    """The backend of `auto`."""
+    if device.type != "cuda":
+        return "chunked"
+    obstacle = triton_obstacle(device)
+    _say(f"backend on {device}: " + (f"chunked, not triton: {obstacle}" if obstacle else "triton"))
+    return "chunked" if obstacle else "triton"
+
+
+@functools.cache
+def _say(line: str) -> None:
+    """Log a line once."""
+    logging.getLogger("groundthink").info(line)
+
+
+@torch.compiler.assume_constant_result
+def triton_obstacle(device: torch.device) -> str:
+    """Why the Triton kernels cannot run on tensors of this device; empty if they can."""
+    return _obstacle(device)
+
+
+@functools.cache
+def _obstacle(device: torch.device) -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return ""
+    if device.type != "cuda":
+        return f"the tensors are on the {device.type}, not on an NVIDIA GPU"
+    if torch.cuda.get_device_capability(device) < OLDEST:
+        name = torch.cuda.get_device_name(device)
+        return f"{name} has a compute capability below {OLDEST[0]}.{OLDEST[1]}"
+    return ""
 
 
 def check_shape(op: str, name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:

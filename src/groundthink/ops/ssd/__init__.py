@@ -67,7 +67,7 @@ def ssd(
     check_shape("ssd", "state", state, (b, h, p, n))
     if reset is not None:
         check_shape("ssd", "reset", reset, (b, t))
-    run = pick("ssd", BACKENDS, backend)
+    run = pick("ssd", BACKENDS, backend, x.device)
     with torch.autocast(x.device.type, enabled=False):
         y, state = run(
             x.to(full), dt.to(full), A.to(full), B.to(full), C.to(full), D, state.to(full), reset

@@ -59,7 +59,7 @@ def wkv6(
     check_shape("wkv6", "state", state, (b, h, kdim, vdim))
     if reset is not None:
         check_shape("wkv6", "reset", reset, (b, t))
-    run = pick("wkv6", BACKENDS, backend)
+    run = pick("wkv6", BACKENDS, backend, v.device)
     with torch.autocast(r.device.type, enabled=False):
         y, state = run(
             r.to(full), k.to(full), v.to(full), log_w.to(full), u.to(full), state.to(full), reset
