@@ -1,10 +1,33 @@
-"""One thread per test process: the models are small, and processes share the cores better."""
+"""What every test process needs: one thread, and Triton's interpreter where there is no GPU.
+
+One thread, because the models are small and processes share the cores better.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the commands that tests start
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
+    # Triton decides at its import whether its own library runs in the interpreter.
+    with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):
+        import triton  # noqa: F401
+
+
+@pytest.fixture
+def interpreter(monkeypatch):
+    """Where there is no GPU, the Triton kernels take CPU tensors and run in the interpreter."""
+    from groundthink.ops import dispatch
+
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    dispatch._obstacle.cache_clear()
+    yield
+    dispatch._obstacle.cache_clear()
