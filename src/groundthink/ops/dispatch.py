@@ -21,14 +21,14 @@ OLDEST = (8, 0)
 def pick(op: str, table: Mapping[str, Op], backend: str, device: torch.device) -> Op:
     """The implementation of `op` that `backend` names, for tensors on `device`.
 
-    `auto` is the Triton kernel on a GPU that can run it, and the chunked form elsewhere.
+    A table goes from the plainest form to the fastest; `auto` is the last that can run here.
 
     Raises:
         UserError: the table has no such backend, or it cannot run on the device.
     """
     check_backend(op, table, backend)
     if backend == "auto":
-        return table[_automatic(device)]
+        return table[_automatic(tuple(table), device)]
     if backend == "triton":
         obstacle = triton_obstacle(device)
         if obstacle:
@@ -43,13 +43,14 @@ def check_backend(op: str, table: Mapping[str, Op], backend: str) -> None:
 
 
 @torch.compiler.assume_constant_result
-def _automatic(device: torch.device) -> str:
-    """The backend of `auto`."""
-    if device.type != "cuda":
-        return "chunked"
+def _automatic(names: tuple[str, ...], device: torch.device) -> str:
+    """The backend of `auto` out of `names`."""
+    if names[-1] != "triton" or device.type != "cuda":
+        return [name for name in names if name != "triton"][-1]
     obstacle = triton_obstacle(device)
-    _say(f"backend on {device}: " + (f"chunked, not triton: {obstacle}" if obstacle else "triton"))
-    return "chunked" if obstacle else "triton"
+    choice = names[-2] if obstacle else "triton"
+    _say(f"backend on {device}: {choice}" + (f", not triton: {obstacle}" if obstacle else ""))
+    return choice
 
 
 @functools.cache
