@@ -17,6 +17,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from groundthink.ops.spans import spans
+
 LIMIT = 43.0
 """Largest exponent of a single reference: two such factors multiply to a normal fp32 number."""
 
@@ -24,17 +26,9 @@ LIMIT = 43.0
 def reference_exponents(log_w: Tensor) -> Tensor:
     """Log decay from the middle of the chunk to before each of its tokens and its end [G, L+1, K].
 
-    It is positive before the middle. Every entry sums terms of one sign, so nothing cancels.
+    It is positive before the middle.
     """
-    return torch.bmm(_spans(log_w).expand(len(log_w), -1, -1), log_w)
-
-
-def _spans(like: Tensor) -> Tensor:
-    """[L+1, L]: +1 for tokens from the middle up to before row i, -1 for those from i to it."""
-    length = like.shape[1]
-    spans = like.new_ones(length + 1, length).tril(-1)
-    spans[:, : length // 2] -= 1
-    return spans
+    return torch.bmm(spans(log_w, log_w.shape[1]).expand(len(log_w), -1, -1), log_w)
 
 
 def scheme(r: Tensor, k: Tensor, log_w: Tensor, chunks: int) -> Scheme:
@@ -75,11 +69,11 @@ class OneReference:
         dexponents[:, -1] = flux[1:].flatten(0, 2)
         dexponents[:, 1:].addcmul_(self.write, dwrite, value=-1)
         dexponents[:, 0] -= flux[:-1].flatten(0, 2)
-        spans = _spans(dread).mT.expand(len(dread), -1, -1)
+        onto_log_w = spans(dread, dread.shape[1]).mT.expand(len(dread), -1, -1)
         return (
             dread.mul_(self.factor[:, :-1]),
             dwrite.div_(self.factor[:, 1:]),
-            torch.bmm(spans, dexponents),
+            torch.bmm(onto_log_w, dexponents),
         )
 
 
