@@ -1,17 +1,17 @@
 """SSD in chunks: matrix products inside a chunk, the recurrence only from chunk to chunk.
 
-Dao and Gu 2024, section 6. The gradient is written by hand: it saves the inputs and a state a
-chunk, and computes most of the rest again. Mild decays take the fast form (`mild`), any others
-the one with a decay for every pair of tokens (`pairs`).
+Dao and Gu 2024, section 6. Mild decays take the fast form (`mild`), any others the one with a
+decay for every pair of tokens (`pairs`). The gradient is written by hand. Both are registered
+operators, opaque to `torch.compile`: compiled code computes what eager code does.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from groundthink.ops.ssd import mild, pairs
+from groundthink.ops.ssd.layout import room, states_shape
 from groundthink.ops.ssd.reference import ssd_reference
 
 
@@ -26,43 +26,86 @@ def ssd_chunked(
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The contract of `ssd_reference`; safe for any decay, exact for resets at any token."""
-    with _full_precision(x):
-        if x.shape[1] == 1:
+    if x.shape[1] == 1:
+        with torch.autocast(x.device.type, enabled=False):
             return ssd_reference(x, dt, A, B, C, D, state, reset)
-        return _Scan.apply(x, dt, A, B, C, D, state, reset)  # pyright: ignore
-
-
-def _full_precision(tensor: Tensor) -> torch.autocast:
-    """Autocast off: it would round the operands of every matrix product to half precision."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    y, state, _, _ = _forward(x, dt, A, B, C, D, state, reset)
+    return y, state
 
 
 def _mild_exponents(dt: Tensor, A: Tensor, groups: int) -> Tensor | None:
-    """What `mild` needs of the decays; None if they are not mild, or not known yet."""
-    if torch.compiler.is_compiling():
-        return None
+    """What `mild` needs of the decays; None if they are not mild."""
     a = mild.exponents(dt, A, groups)
     return a if a.abs().max() <= mild.LIMIT else None  # false for NaN
 
 
-class _Scan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, dt, A, B, C, D, state, reset):
+@torch.library.custom_op("groundthink::ssd_chunked", mutates_args=())
+def _forward(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    state: Tensor,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, the state after, and for the gradient the states at the chunks and y less its skip."""
+    with torch.autocast(x.device.type, enabled=False):
         a = _mild_exponents(dt, A, B.shape[2])
         if a is None:
-            y, final, saved = pairs.forward(x, dt, A, B, C, D, state, reset)
-        else:
-            y, final, saved = mild.forward(a, x, dt, A, B, C, D, state, reset)
-        ctx.save_for_backward(x, dt, A, B, C, D, reset, *saved)
-        ctx.mild = a is not None
-        return y, final
+            return pairs.forward(x, dt, A, B, C, D, state, reset)
+        return mild.forward(a, x, dt, A, B, C, D, state, reset)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy, dfinal):
-        x, dt, A, B, C, D, reset, *saved = ctx.saved_tensors
-        given = x, dt, A, B, C, D, reset, saved, dy, dfinal
-        with _full_precision(dy):
-            if ctx.mild:
-                return *mild.gradients(mild.exponents(dt, A, B.shape[2]), *given), None
-            return *pairs.gradients(*given), None
+
+@torch.library.custom_op("groundthink::ssd_chunked_backward", mutates_args=())
+def _backward(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    reset: Tensor | None,
+    final: Tensor,
+    states: Tensor,
+    core: Tensor,
+    dy: Tensor,
+    dfinal: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, dt, A, B, C, D and the state before; that of D also where there is none."""
+    with torch.autocast(x.device.type, enabled=False):
+        a = _mild_exponents(dt, A, B.shape[2])
+        if a is None:
+            grads = pairs.gradients(x, dt, A, B, C, D, reset, states, dy, dfinal)
+        else:
+            grads = mild.gradients(a, x, dt, A, B, C, D, reset, final, states, core, dy, dfinal)
+    return tuple(grad.contiguous() for grad in grads)  # pyright: ignore
+
+
+@_forward.register_fake
+def _(x, dt, A, B, C, D, state, reset):
+    return room(x), room(state), x.new_empty(states_shape(x, B)), room(x)
+
+
+@_backward.register_fake
+def _(x, dt, A, B, C, D, reset, final, states, core, dy, dfinal):
+    return *(room(t) for t in (x, dt, A, B, C)), room(A), room(final)
+
+
+def _save(ctx, inputs, output):
+    x, dt, A, B, C, D, _, reset = inputs
+    _, final, states, core = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, dt, A, B, C, D, reset, final, states, core)
+
+
+def _pull_back(ctx, dy, dfinal, *_):
+    x, _, _, _, _, D, _, final, _, _ = ctx.saved_tensors
+    dy = torch.zeros_like(x) if dy is None else dy
+    dfinal = torch.zeros_like(final) if dfinal is None else dfinal
+    dx, ddt, dA, dB, dC, dD, dstate = _backward(*ctx.saved_tensors, dy, dfinal)
+    return dx, ddt, dA, dB, dC, None if D is None else dD, dstate, None
+
+
+_forward.register_autograd(_pull_back, setup_context=_save)

@@ -30,8 +30,8 @@ def exponents(dt: Tensor, A: Tensor, groups: int) -> Tensor:
     return log @ spans(log, log.shape[-1]).mT
 
 
-def forward(a, x, dt, A, B, C, D, state, reset) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """y, the state after, and for the gradient: states in the middles, y less skip, state after."""
+def forward(a, x, dt, A, B, C, D, state, reset) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, the state after, and for the gradient the states in the middles and y less its skip."""
     q = _prepare(a, x, dt, B, C, reset)
     states = torch.bmm(q.writes.mT, q.z)
     first = columns(state, B.shape[2]) * q.outer[0]
@@ -40,17 +40,17 @@ def forward(a, x, dt, A, B, C, D, state, reset) -> tuple[Tensor, Tensor, tuple[T
         step.copy_(first)
         first = following.mul_(q.outer[c + 1])
     y = torch.bmm(q.CB, q.z).baddbmm_(q.reads, states).view(*q.scale.shape[:-1], -1)
-    y = tokens(y.mul_(q.factor), x.shape[1])
-    final = first.mT.reshape(state.shape)
-    return torch.addcmul(y, x, _skip(dt, B, C, D)[..., None]), final, (states, y, final)
+    core = tokens(y.mul_(q.factor), x.shape[1]).contiguous()
+    y = torch.addcmul(core, x, _skip(dt, B, C, D)[..., None])
+    return y, first.mT.reshape(state.shape), states.view(*a.shape[:3], *states.shape[1:]), core
 
 
-def gradients(a, x, dt, A, B, C, D, reset, saved, dy, dfinal) -> tuple[Tensor | None, ...]:
+def gradients(a, x, dt, A, B, C, D, reset, final, states, core, dy, dfinal) -> tuple[Tensor, ...]:
     """Of x, dt, A, B, C, D and the first state."""
-    states, y, final = saved
+    states = states.flatten(0, 2)
     q = _prepare(a, x, dt, B, C, reset)
     groups, steps = B.shape[2], x.shape[1]
-    dz_y, dy_x = torch.linalg.vecdot(dy, y), torch.linalg.vecdot(dy, x)
+    dy_core, dy_x = torch.linalg.vecdot(dy, core), torch.linalg.vecdot(dy, x)
     dyc = (chunks(dy, groups) * q.factor).flatten(0, 2).flatten(2)
     dstates = torch.bmm(q.reads.mT, dyc)
     dfirst, flux = _carry_back(q, a, states, dstates, columns(final, groups), dfinal)
@@ -67,7 +67,7 @@ def gradients(a, x, dt, A, B, C, D, reset, saved, dy, dfinal) -> tuple[Tensor | 
 
     ddt = torch.linalg.vecdot(chunks(x, groups), dz).unsqueeze(-1).div_(q.factor)  # [b c g l r 1]
     da = torch.zeros_like(a)
-    da[..., 1:] = chunks(dz_y[..., None], groups)[..., 0].mT
+    da[..., 1:] = chunks(dy_core[..., None], groups)[..., 0].mT
     da[..., 1:] -= (ddt * chunks(dt[..., None], groups))[..., 0].mT
     da[..., 0] -= flux[:, :-1]
     da[..., -1] += flux[:, 1:]
@@ -76,9 +76,9 @@ def gradients(a, x, dt, A, B, C, D, reset, saved, dy, dfinal) -> tuple[Tensor | 
     down = (dy_x * dt).unflatten(-1, (groups, -1)).sum(-1, keepdim=True)
     dB, dC = (tokens(g.view(*a.shape[:3], -1, 1, g.shape[-1]), steps) for g in (dB, dC))
     dx = tokens(dz.mul_(q.scale), steps).addcmul_(dy, _skip(dt, B, C, D)[..., None])
-    dA, dD = (dlog * dt).sum((0, 1)), None if D is None else dy_x.sum((0, 1))
-    dstate = dfirst.mT.reshape(dfinal.shape)
-    return dx, ddt, dA, dB.addcmul_(down, C), dC.addcmul_(down, B), dD, dstate
+    dB, dC = dB.addcmul_(down, C), dC.addcmul_(down, B)
+    dA, dD = (dlog * dt).sum((0, 1)), dy_x.sum((0, 1))
+    return dx, ddt, dA, dB, dC, dD, dfirst.mT.reshape(dfinal.shape)
 
 
 def _own(dt: Tensor, B: Tensor, C: Tensor) -> Tensor:

@@ -24,22 +24,20 @@ FORGOTTEN = -1024.0
 """Log decay below which nothing is left in fp64 either; sums of it stay exact in fp32."""
 
 
-def forward(x, dt, A, B, C, D, state, reset) -> tuple[Tensor, Tensor, tuple[Tensor]]:
-    """y, the state after, and for the gradient the states before the chunks."""
+def forward(x, dt, A, B, C, D, state, reset) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, the state after, and for the gradient the states before the chunks and y less its skip."""
     q = _prepare(x, dt, A, B, C, reset)
     states = q.B.mT @ q.x_end.flatten(-2)  # [b c g n rp]
     final = _carry(columns(state, B.shape[2]), states.unbind(1), q.whole.unbind(1))
     y = (q.C @ states).view_as(q.x_end).mul_(q.start)
     y.add_((q.pair.mul_(q.CB[:, :, :, None]) @ q.x_dt).transpose(3, 4))
-    y = tokens(y, x.shape[1])
-    if D is not None:
-        y.addcmul_(x, D[:, None])
-    return y, final.mT.reshape(state.shape), (states,)
+    core = tokens(y, x.shape[1]).contiguous()
+    y = core.clone() if D is None else torch.addcmul(core, x, D[:, None])
+    return y, final.mT.reshape(state.shape), states, core
 
 
-def gradients(x, dt, A, B, C, D, reset, saved, dy, dfinal) -> tuple[Tensor | None, ...]:
+def gradients(x, dt, A, B, C, D, reset, states, dy, dfinal) -> tuple[Tensor, ...]:
     """Of x, dt, A, B, C, D and the first state."""
-    (states,) = saved
     q = _prepare(x, dt, A, B, C, reset)
     dyc = chunks(dy, B.shape[2])
     dy_start, x_end = (dyc * q.start).flatten(-2), q.x_end.flatten(-2)
@@ -66,11 +64,10 @@ def gradients(x, dt, A, B, C, D, reset, saved, dy, dfinal) -> tuple[Tensor | Non
     dlog, dx_dt, dB, dC = (tokens(t, x.shape[1]) for t in by_token)
     dlog = dlog[..., 0]
     ddt = torch.linalg.vecdot(x, dx_dt).addcmul_(dlog, A)
-    dA, dD = (dlog * dt).sum((0, 1)), None
+    dA, dD = (dlog * dt).sum((0, 1)), torch.linalg.vecdot(dy, x).sum((0, 1))
     dx = dx_dt.mul_(dt[..., None])
     if D is not None:
         dx.addcmul_(dy, D[:, None])
-        dD = torch.linalg.vecdot(dy, x).sum((0, 1))
     return dx, ddt, dA, dB, dC, dD, dstate.mT.reshape(dfinal.shape)
 
 
