@@ -42,7 +42,12 @@ def forward(a, x, dt, A, B, C, D, state, reset) -> tuple[Tensor, Tensor, Tensor,
     y = torch.bmm(q.CB, q.z).baddbmm_(q.reads, states).view(*q.scale.shape[:-1], -1)
     core = tokens(y.mul_(q.factor), x.shape[1]).contiguous()
     y = torch.addcmul(core, x, _skip(dt, B, C, D)[..., None])
-    return y, first.mT.reshape(state.shape), states.view(*a.shape[:3], *states.shape[1:]), core
+    return (
+        y,
+        first.mT.reshape(state.shape).contiguous(),
+        states.view(*a.shape[:3], *states.shape[1:]),
+        core,
+    )
 
 
 def gradients(a, x, dt, A, B, C, D, reset, final, states, core, dy, dfinal) -> tuple[Tensor, ...]:

@@ -33,7 +33,7 @@ def forward(x, dt, A, B, C, D, state, reset) -> tuple[Tensor, Tensor, Tensor, Te
     y.add_((q.pair.mul_(q.CB[:, :, :, None]) @ q.x_dt).transpose(3, 4))
     core = tokens(y, x.shape[1]).contiguous()
     y = core.clone() if D is None else torch.addcmul(core, x, D[:, None])
-    return y, final.mT.reshape(state.shape), states, core
+    return y, final.mT.reshape(state.shape).contiguous(), states, core
 
 
 def gradients(x, dt, A, B, C, D, reset, states, dy, dfinal) -> tuple[Tensor, ...]:
