@@ -1,0 +1,157 @@
+"""The short convolution on a GPU: how the kernels in `triton` are launched, and the gradients."""
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from groundthink.ops.conv.triton import _backward, _forward
+from groundthink.ops.fused import Operator, device_of, differentiable, rows
+
+BLOCK, STRETCH, REGISTERS = 128, 0, None
+
+
+def _stretch(batch: int, steps: int, blocks: int) -> int:
+    """Tokens of a program: as many as leave 2048 programs, between 8 and 128."""
+    stretch = 8
+    while stretch < 128 and stretch < steps and batch * steps * blocks > 2 * 2048 * stretch:
+        stretch *= 2
+    return stretch
+
+
+def _run(
+    x: Tensor,
+    dt: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    dt_bias: Tensor | None,
+    window: Tensor,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """silu(conv(x)), the step sizes (empty without dt), and the window after."""
+    batch, steps, size = x.shape
+    heads = 0 if dt is None else dt.shape[-1]
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    sizes = torch.empty(batch, steps, heads, dtype=torch.float32, device=x.device)
+    final = torch.empty(window.shape, dtype=window.dtype, device=x.device)
+    x, x_step, x_unit = rows(x)
+    dt, dt_step, dt_unit = (None, 0, 1) if dt is None else rows(dt)
+    blocks = triton.cdiv(size, BLOCK)
+    stretch = STRETCH or _stretch(batch, steps, blocks)
+    with device_of(x):
+        _forward[(batch * triton.cdiv(steps, stretch), blocks + triton.cdiv(heads, 32))](
+            x, dt, weight.contiguous(), bias, dt_bias, window.contiguous(), _bytes(reset),
+            y, sizes, final, steps, x_step, dt_step,
+            size, heads, weight.shape[1], x_unit, dt_unit, BLOCK, blocks, stretch, num_warps=1,
+            maxnreg=REGISTERS,
+        )  # fmt: skip
+    return y, sizes, final
+
+
+def _bytes(reset: Tensor | None) -> Tensor | None:
+    return None if reset is None else reset.contiguous().view(torch.uint8)
+
+
+def _grad(
+    x: Tensor,
+    dt: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    dt_bias: Tensor | None,
+    window: Tensor,
+    reset: Tensor | None,
+    dy: Tensor,
+    dsizes: Tensor | None,
+    dfinal: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, dt, the window, and of [weight, bias, dt_bias] in a row, in fp32."""
+    batch, steps, size = x.shape
+    heads = 0 if dt is None else dt.shape[-1]
+    width = weight.shape[1]
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    ddt = torch.empty(
+        batch, steps, heads, dtype=x.dtype if dt is None else dt.dtype, device=x.device
+    )
+    dwindow = torch.empty(window.shape, dtype=window.dtype, device=x.device)
+    x, x_step, x_unit = rows(x)
+    dt, dt_step, dt_unit = (None, 0, 1) if dt is None else rows(dt)
+    dy, dy_step, dy_unit = rows(dy)
+    blocks = triton.cdiv(size, BLOCK)
+    stretch = STRETCH or _stretch(batch, steps, blocks)
+    some = batch * triton.cdiv(steps, stretch)
+    shares = torch.empty(some, size * (width + 1) + heads, dtype=torch.float32, device=x.device)
+    with device_of(x):
+        _backward[(some, blocks + triton.cdiv(heads, 32))](
+            x, dt, weight.contiguous(), bias, dt_bias, window.contiguous(), _bytes(reset),
+            dy, None if dsizes is None else dsizes.contiguous(),
+            None if dfinal is None else dfinal.contiguous(), dx, ddt, dwindow, shares,
+            steps, x_step, dt_step, dy_step, size, heads, width, x_unit, dt_unit, dy_unit,
+            BLOCK, blocks, stretch, num_warps=1,
+            maxnreg=REGISTERS,
+        )  # fmt: skip
+    return dx, ddt, dwindow, shares.sum(0)
+
+
+def _fake(x, dt, weight, bias, dt_bias, window, reset):
+    heads = 0 if dt is None else dt.shape[-1]
+    sizes = torch.empty(*x.shape[:2], heads, dtype=torch.float32, device=x.device)
+    return x.new_empty(x.shape), sizes, window.new_empty(window.shape)
+
+
+def _fake_grad(x, dt, weight, bias, dt_bias, window, reset, dy, dsizes, dfinal):
+    ddt = x.new_empty(*x.shape[:2], 0) if dt is None else dt.new_empty(dt.shape)
+    sums = torch.empty(
+        weight.numel() + bias.numel() + ddt.shape[-1], dtype=torch.float32, device=x.device
+    )
+    return x.new_empty(x.shape), ddt, window.new_empty(window.shape), sums
+
+
+def _setup(ctx, inputs, _):
+    ctx.save_for_backward(*inputs)
+
+
+def _pull(ctx, dy, dsizes, dfinal):
+    x, dt, weight, bias, dt_bias, window, reset = ctx.saved_tensors
+    if dy is None:
+        dy = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+    if dt is not None and dsizes is None:
+        dsizes = torch.zeros(dt.shape, dtype=torch.float32, device=x.device)
+    dx, ddt, dwindow, sums = _gradient(*ctx.saved_tensors, dy, dsizes, dfinal)
+    dweight, dbias, dt_sum = sums.split((weight.numel(), bias.numel(), ddt.shape[-1]))
+    return (
+        dx,
+        None if dt is None else ddt,
+        dweight.view(weight.shape).to(weight.dtype),
+        dbias.to(bias.dtype),
+        None if dt_bias is None else dt_sum.to(dt_bias.dtype),
+        dwindow,
+        None,
+    )
+
+
+_gradient = Operator("conv_silu_backward", _grad, _fake_grad)
+_conv = differentiable(Operator("conv_silu", _run, _fake), _setup, _pull)
+
+
+def conv_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, reset: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`groundthink.ops.conv.conv_silu`."""
+    y, _, window = _conv(x, None, weight, bias, None, window, reset)
+    return y, window
+
+
+def conv_silu_dt(
+    x: Tensor,
+    dt: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    dt_bias: Tensor,
+    window: Tensor,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`groundthink.ops.conv.conv_silu_dt`."""
+    return _conv(x, dt, weight, bias, dt_bias, window, reset)

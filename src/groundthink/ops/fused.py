@@ -1,0 +1,126 @@
+"""Kernels with hand-written gradients as functions that eager and compiled code can call."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from groundthink.errors import UserError
+from groundthink.ops.dispatch import pick
+
+
+class Operator:
+    """A launcher of kernels, called as it is or as an operator that `torch.compile` keeps whole.
+
+    Args:
+        name: its name among the registered operators.
+        launch: takes and returns tensors; annotated, because its schema is read off it.
+        fake: the same on tensors without data: empty results of the right shape and type.
+    """
+
+    def __init__(self, name: str, launch: Callable, fake: Callable):
+        self.launch = launch
+        self.op = torch.library.custom_op(f"groundthink::{name}", launch, mutates_args=())
+        self.op.register_fake(fake)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.op(*args) if torch.compiler.is_compiling() else self.launch(*args)
+
+
+def differentiable(forward: Operator, setup: Callable, backward: Callable) -> Callable:
+    """`forward` with a gradient, cheap to call in eager code and whole under `torch.compile`.
+
+    Args:
+        forward: computes the outputs.
+        setup: setup(ctx, inputs, outputs) keeps what the gradient needs.
+        backward: backward(ctx, *grads) gives a gradient or None for every input; gradients of
+            outputs that are not used arrive as None.
+    """
+
+    def keep(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+        setup(ctx, inputs, output)
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            outputs = forward.launch(*args)
+            keep(ctx, args, outputs)
+            return outputs
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, *grads):
+            return backward(ctx, *grads)
+
+    forward.op.register_autograd(backward, setup_context=keep)
+
+    def call(*args):
+        if torch.compiler.is_compiling():
+            return forward.op(*args)
+        if torch.is_grad_enabled():
+            return Eager.apply(*args)
+        return forward.launch(*args)
+
+    return call
+
+
+def choose(op: str, table: Mapping[str, Callable], backend: str, x: Tensor) -> Callable:
+    """`dispatch.pick` for the device and dtype of x: fp64 has no Triton form.
+
+    Raises:
+        UserError: the backend is unknown or cannot run here.
+    """
+    if x.dtype == torch.float64:
+        if backend == "triton":
+            raise UserError(f"{op} backend 'triton' takes no fp64; use fp32 tensors or 'auto'")
+        if backend == "auto":
+            table = {name: run for name, run in table.items() if name != "triton"}
+    return pick(op, table, backend, x.device)
+
+
+def device_of(x: Tensor) -> contextlib.AbstractContextManager:
+    """Kernels start on the current device: make it that of x."""
+    if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(x.device)
+
+
+def rows(x: Tensor) -> tuple[Tensor, int, int]:
+    """x [..., C] as rows of channels, and how to step through them.
+
+    Returns:
+        x itself where its rows lie at one distance and its channels next to one another, else a
+        copy that does; the distance between rows in units; and the elements of a unit, at most 8.
+        A kernel multiplies the two, so that the compiler knows how far rows are aligned.
+    """
+    channels = x.shape[-1]
+    if x.stride(-1) != 1 and channels > 1:
+        x = x.contiguous()
+    step = expected = 0
+    for size, stride in zip(reversed(x.shape[:-1]), reversed(x.stride()[:-1]), strict=True):
+        if size == 1:
+            continue
+        if step and stride != expected:
+            x, step = x.contiguous(), channels
+            break
+        step = step or stride
+        expected = stride * size
+    unit = 8
+    while step % unit:
+        unit //= 2
+    return x, step // unit, unit
+
+
+@functools.cache
+def programs(device: torch.device) -> int:
+    """Programs that fill a GPU twice: how many share the rows where each sums over its own."""
+    if device.type != "cuda":
+        return 3  # the interpreter
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,55 @@
+"""The fusions as they are written on paper, in fp32 or wider."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def branch(x: Tensor, norm: Tensor | None, eps: float) -> Tensor:
+    """A branch output after its RMSNorm, if it has one."""
+    x = wide(x)
+    if norm is None:
+        return x
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * norm
+
+
+def token_gate(
+    x: Tensor,
+    r: Tensor,
+    m: Tensor,
+    norm_r: Tensor | None,
+    norm_m: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """x + a r + (1 - a) m with a = sigmoid(weight [r; m] + bias)."""
+    r, m = branch(r, norm_r, eps), branch(m, norm_m, eps)
+    a = torch.sigmoid(torch.cat((r, m), dim=-1) @ wide(weight).t() + bias)
+    return (wide(x) + m + a * (r - m)).to(x.dtype), a
+
+
+def channel_gate(x: Tensor, r: Tensor, m: Tensor, logits: Tensor) -> Tensor:
+    """x + a r + (1 - a) m with a = sigmoid(logits)."""
+    r, m = wide(r), wide(m)
+    return (wide(x) + m + torch.sigmoid(wide(logits)) * (r - m)).to(x.dtype)
+
+
+def branch_gains(
+    x: Tensor,
+    r: Tensor,
+    m: Tensor,
+    norm_r: Tensor | None,
+    norm_m: Tensor | None,
+    gain_r: Tensor,
+    gain_m: Tensor,
+    eps: float,
+) -> Tensor:
+    """x + gain_r r + gain_m m."""
+    r, m = branch(r, norm_r, eps), branch(m, norm_m, eps)
+    return (wide(x) + gain_r * r + gain_m * m).to(x.dtype)

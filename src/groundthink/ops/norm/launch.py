@@ -1,0 +1,200 @@
+"""The norms on a GPU: how the kernels in `triton` are launched, and the gradients."""
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from groundthink.ops.fused import Operator, device_of, differentiable, programs, rows
+from groundthink.ops.norm.triton import _head_backward, _head_forward, _rms_backward, _rms_forward
+
+
+def tile_of(width: int, elements: int) -> tuple[int, int, int]:
+    """Columns (a power of two), rows and warps of a tile of about so many elements."""
+    pad = triton.next_power_of_2(width)
+    return pad, max(1, elements // pad), min(16, max(4, pad // 512))
+
+
+def _rms(
+    x: Tensor,
+    add: Tensor | None,
+    z: Tensor | None,
+    weight: Tensor,
+    groups: int,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The norm of x, x + add or x silu(z), and x + add if there is one."""
+    width = x.shape[-1]
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    total = torch.empty(0 if add is None else x.shape, dtype=x.dtype, device=x.device)
+    x, x_step, x_unit = rows(x)
+    add, add_step, add_unit = (None, 0, 1) if add is None else rows(add)
+    z, z_step, z_unit = (None, 0, 1) if z is None else rows(z)
+    n = x.numel() // width
+    pad, tall, warps = tile_of(width // groups, 2048)
+    with device_of(x):
+        _rms_forward[(triton.cdiv(n, tall), groups)](
+            x, add, z, weight, out, total, n, x_step, add_step, z_step, eps,
+            width, width // groups, x_unit, add_unit, z_unit, pad, tall, num_warps=warps,
+        )  # fmt: skip
+    return out, total
+
+
+def _rms_grad(
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor,
+    dout: Tensor,
+    dtotal: Tensor | None,
+    groups: int,
+    eps: float,
+    other: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (and of x + add), of z or, in another dtype, of add, and of the weight."""
+    width = x.shape[-1]
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dother = torch.empty(0 if other is None else x.shape, dtype=other or x.dtype, device=x.device)
+    x, x_step, x_unit = rows(x)
+    dout, dout_step, dout_unit = rows(dout)
+    z, z_step, z_unit = (None, 0, 1) if z is None else rows(z)
+    dtotal, dtotal_step, dtotal_unit = (None, 0, 1) if dtotal is None else rows(dtotal)
+    n = x.numel() // width
+    pad, tall, warps = tile_of(width // groups, 2048)
+    some = min(programs(x.device) * 4 // warps, triton.cdiv(n, tall))
+    shares = torch.empty(some, width, dtype=torch.float32, device=x.device)
+    with device_of(x):
+        _rms_backward[(some, groups)](
+            x, z, weight, dout, dtotal, dx, None if other is None else dother, shares,
+            n, x_step, z_step, dout_step, dtotal_step, eps, width, width // groups,
+            x_unit, z_unit, dout_unit, dtotal_unit, pad, tall, num_warps=warps,
+        )  # fmt: skip
+    return dx, dother, shares.sum(0).to(weight.dtype)
+
+
+def _fake_rms(x, add, z, weight, groups, eps, dtype):
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    return out, x.new_empty(0 if add is None else x.shape)
+
+
+def _fake_rms_grad(x, z, weight, dout, dtotal, groups, eps, other):
+    dother = torch.empty(0 if other is None else x.shape, dtype=other or x.dtype, device=x.device)
+    return x.new_empty(x.shape), dother, torch.empty_like(weight)
+
+
+def _rms_setup(ctx, inputs, outputs):
+    x, add, z, weight, groups, eps, _ = inputs
+    ctx.save_for_backward(x if add is None else outputs[1], z, weight)
+    ctx.rest = groups, eps, None if add is None else add.dtype
+
+
+def _rms_pull(ctx, dout, dtotal):
+    x, z, weight = ctx.saved_tensors
+    groups, eps, added = ctx.rest
+    if added is None:
+        dtotal = None
+        other = None if z is None else z.dtype
+    else:
+        other = None if added == x.dtype else added
+    if dout is None:
+        dout = torch.zeros_like(x)
+    dx, dother, dweight = _rms_gradient(x, z, weight, dout, dtotal, groups, eps, other)
+    rest = dx if other is None else dother
+    dadd, dz = (None if added is None else rest), (None if z is None else rest)
+    return dx, dadd, dz, dweight, None, None, None
+
+
+_rms_gradient = Operator("rms_norm_backward", _rms_grad, _fake_rms_grad)
+_rms_norm = differentiable(Operator("rms_norm", _rms, _fake_rms), _rms_setup, _rms_pull)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """`groundthink.ops.norm.rms_norm`."""
+    return _rms_norm(x, None, None, weight, 1, eps, dtype)[0]
+
+
+def add_rms_norm(
+    x: Tensor, y: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`groundthink.ops.norm.add_rms_norm`."""
+    out, total = _rms_norm(x, y, None, weight, 1, eps, dtype)
+    return total, out
+
+
+def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
+    """`groundthink.ops.norm.gated_rms_norm`."""
+    return _rms_norm(y, None, z, weight, groups, eps, y.dtype)[0]
+
+
+def _head_tile(count: int, size: int) -> tuple[int, int, int]:
+    """Columns of a head, heads and rows of a tile; about 128 columns, 2048 elements."""
+    pad = triton.next_power_of_2(size)
+    heads = max(1, min(128 // pad, triton.next_power_of_2(count)))
+    return pad, heads, max(1, 2048 // (pad * heads))
+
+
+def _head(y: Tensor, g: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    count, size = y.shape[-2:]
+    out = torch.empty(g.shape, dtype=y.dtype, device=y.device)
+    y, y_step, y_unit = rows(y.flatten(-2))
+    g, g_step, g_unit = rows(g)
+    n = y.numel() // (count * size)
+    pad, heads, tall = _head_tile(count, size)
+    with device_of(y):
+        _head_forward[(triton.cdiv(n, tall), triton.cdiv(count, heads))](
+            y, g, weight, bias, out, n, y_step, g_step, eps,
+            count, size, y_unit, g_unit, pad, heads, tall, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def _head_grad(
+    y: Tensor, g: Tensor, weight: Tensor, bias: Tensor, dout: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of y, g, and of weight and bias one after the other, in fp32."""
+    count, size = y.shape[-2:]
+    dy = torch.empty(y.shape, dtype=y.dtype, device=y.device)
+    dg = torch.empty(g.shape, dtype=g.dtype, device=y.device)
+    y, y_step, y_unit = rows(y.flatten(-2))
+    g, g_step, g_unit = rows(g)
+    dout, dout_step, dout_unit = rows(dout)
+    n = y.numel() // (count * size)
+    pad, heads, tall = _head_tile(count, size)
+    across = triton.cdiv(count, heads)
+    some = min(triton.cdiv(n, tall), triton.cdiv(4 * programs(y.device), across))
+    shares = torch.empty(some, 2, count * size, dtype=torch.float32, device=y.device)
+    with device_of(y):
+        _head_backward[(some, across)](
+            y, g, weight, bias, dout, dy, dg, shares, n, y_step, g_step, dout_step, eps,
+            count, size, y_unit, g_unit, dout_unit, pad, heads, tall, num_warps=4,
+        )  # fmt: skip
+    return dy, dg, shares.sum(0)
+
+
+def _fake_head(y, g, weight, bias, eps):
+    return torch.empty(g.shape, dtype=y.dtype, device=y.device)
+
+
+def _fake_head_grad(y, g, weight, bias, dout, eps):
+    dboth = torch.empty(2, *weight.shape, dtype=torch.float32, device=y.device)
+    return y.new_empty(y.shape), g.new_empty(g.shape), dboth
+
+
+def _head_setup(ctx, inputs, _):
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _head_pull(ctx, dout):
+    dy, dg, dboth = _head_gradient(*ctx.saved_tensors, dout, ctx.eps)
+    weight, bias = ctx.saved_tensors[2:]
+    return dy, dg, dboth[0].to(weight.dtype), dboth[1].to(bias.dtype), None
+
+
+_head_gradient = Operator("head_norm_gate_backward", _head_grad, _fake_head_grad)
+head_norm_gate = differentiable(
+    Operator("head_norm_gate", _head, _fake_head), _head_setup, _head_pull
+)

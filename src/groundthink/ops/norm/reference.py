@@ -1,0 +1,40 @@
+"""The norms and their gates as their papers have them, in fp32 or wider."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight."""
+    return (_normalised(wide(x), eps) * weight).to(dtype)
+
+
+def add_rms_norm(
+    x: Tensor, y: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """x + y, and its norm."""
+    total = (wide(x) + wide(y)).to(x.dtype)
+    return total, rms_norm(total, weight, eps, dtype)
+
+
+def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
+    """The norm of y silu(z), in equal groups of channels."""
+    gated = (wide(y) * F.silu(wide(z))).unflatten(-1, (groups, -1))
+    return (_normalised(gated, eps).flatten(-2) * weight).to(y.dtype)
+
+
+def head_norm_gate(y: Tensor, g: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Each head normalised by itself, scaled and shifted a channel, times silu(g)."""
+    normed = F.layer_norm(wide(y), y.shape[-1:], eps=eps).flatten(-2)
+    return ((normed * weight + bias) * F.silu(wide(g))).to(y.dtype)
+
+
+def _normalised(x: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)

@@ -1,0 +1,70 @@
+"""Token shift: what RWKV-6 does to its input before its projections."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from groundthink.ops.dispatch import check_shape
+from groundthink.ops.fused import choose
+from groundthink.ops.shift.reference import ddlerp as ddlerp_reference
+
+
+def _ddlerp_triton(*args):
+    from groundthink.ops.shift.launch import ddlerp
+
+    return ddlerp(*args)
+
+
+BACKENDS = {"reference": ddlerp_reference, "triton": _ddlerp_triton}
+
+
+def ddlerp(
+    x: Tensor,
+    last: Tensor,
+    maa_x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    maa: Tensor,
+    reset: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Data-dependent blend of every token with the one before it, for w, k, v, r and g.
+
+    ``x_q = x + (shift(x) - x) (maa_q + tanh((x + (shift(x) - x) maa_x) w1)_q w2_q)`` where
+    shift(x) is the previous token: Peng et al. 2024, "Eagle and Finch", eq. 14-15.
+
+    Args:
+        x: input [B, T, C], T >= 1.
+        last: input of the token before the first [B, C].
+        maa_x: [C].
+        w1: [C, 5 R], R the rank of the data-dependent part.
+        w2: [5, R, C].
+        maa: of w, k, v, r and g [5, C].
+        reset: bool [B, T]; where true the token has no predecessor and sees zeros.
+        backend: a name in ``BACKENDS``, or ``auto``.
+
+    Returns:
+        x_w [B, T, C]; x_k, x_v, x_r and x_g as one tensor [4, B, T, C], ready for one batched
+        product with the four projections; both in the dtype of x. And the last input [B, C] in
+        the dtype of `last`: a copy, so that a carried state does not keep the whole of x alive.
+
+    Raises:
+        UserError: a shape does not fit, or the backend is unknown or cannot run here.
+    """
+    batch, steps, channels = x.shape
+    rank = w2.shape[1]
+    for name, tensor, shape in (
+        ("last", last, (batch, channels)),
+        ("maa_x", maa_x, (channels,)),
+        ("w1", w1, (channels, 5 * rank)),
+        ("w2", w2, (5, rank, channels)),
+        ("maa", maa, (5, channels)),
+    ):
+        check_shape("ddlerp", name, tensor, shape)
+    if reset is not None:
+        check_shape("ddlerp", "reset", reset, (batch, steps))
+    run = choose("ddlerp", BACKENDS, backend, x)
+    with torch.autocast(x.device.type, enabled=False):
+        return run(x, last, maa_x, w1, w2, maa, reset)

@@ -1,0 +1,160 @@
+"""The data-dependent token shift on a GPU: how its kernels are launched, and the gradients."""
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from groundthink.ops.fused import Operator, device_of, differentiable, programs
+from groundthink.ops.shift.triton import (
+    _lerp,
+    _lerp_backward,
+    _low_rank_backward,
+    _premix,
+    _shift_backward,
+)
+
+TALL, STAGES, WARPS, COLS = 64, 2, 8, 128
+FTALL, FSTAGES, FWARPS, FCOL = 64, 2, 8, 64
+
+
+def _columns(size: int) -> int:
+    return min(COLS, max(16, triton.next_power_of_2(size)))
+
+
+def _run(
+    x: Tensor,
+    last: Tensor,
+    maa_x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    maa: Tensor,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The five blends, the last token, and for the gradient the premix and its product with w1."""
+    batch, steps, size = x.shape
+    rank = w2.shape[1]
+    x, last, n = x.contiguous(), last.contiguous(), batch * steps
+    reset = None if reset is None else reset.contiguous().view(torch.uint8)
+    mixed, first, final = torch.empty_like(x), torch.empty_like(x), torch.empty_like(last)
+    rest = torch.empty((4, *x.shape), dtype=x.dtype, device=x.device)
+    columns = _columns(size)
+    across = triton.cdiv(size, columns)
+    tall = 2048 // columns
+    with device_of(x):
+        _premix[(triton.cdiv(n, tall), across)](
+            x, last, maa_x, reset, mixed, final, n, steps, size, tall, columns, num_warps=4
+        )
+        hidden = mixed.view(n, size) @ w1.to(x.dtype)
+        _lerp[(triton.cdiv(n, FTALL), triton.cdiv(size, FCOL))](
+            x, last, reset, hidden, w2.contiguous(), maa.contiguous(), first, rest, n, steps,
+            size, rank, max(16, triton.next_power_of_2(rank)), FTALL, FCOL, FSTAGES,
+            num_warps=FWARPS,
+        )  # fmt: skip
+    return first, rest, final, mixed, hidden
+
+
+def _grad(
+    x: Tensor,
+    last: Tensor,
+    maa_x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    maa: Tensor,
+    reset: Tensor | None,
+    mixed: Tensor,
+    hidden: Tensor,
+    dfirst: Tensor,
+    drest: Tensor,
+    dfinal: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, last, maa_x and w1, and of [w2, maa] by rows [5 R + 5, C], in fp32."""
+    batch, steps, size = x.shape
+    rank = w2.shape[1]
+    x, last, n = x.contiguous(), last.contiguous(), batch * steps
+    reset = None if reset is None else reset.contiguous().view(torch.uint8)
+    columns = _columns(size)
+    across = triton.cdiv(size, columns)
+    direct, through, dx = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
+    dlast = torch.empty_like(last)
+    dhidden = torch.empty(across, *hidden.shape, dtype=x.dtype, device=x.device)
+    some = min(triton.cdiv(n, 64), triton.cdiv(programs(x.device), across * 5))
+    shares = torch.empty(some, 5 * rank + 5, size, dtype=torch.float32, device=x.device)
+    pad = max(16, triton.next_power_of_2(rank))
+    w2, maa = w2.contiguous(), maa.contiguous()
+    dfirst, drest = dfirst.contiguous(), drest.contiguous()
+    tall = 1024 // columns
+    few = min(triton.cdiv(n, tall), triton.cdiv(4 * programs(x.device), across))
+    dmaa_x = torch.empty(few, size, dtype=torch.float32, device=x.device)
+    with device_of(x):
+        _lerp_backward[(triton.cdiv(n, FTALL), triton.cdiv(size, FCOL))](
+            hidden, w2, maa, dfirst, drest, direct, through, n,
+            size, rank, pad, FTALL, FCOL, FSTAGES, num_warps=FWARPS,
+        )  # fmt: skip
+        _low_rank_backward[(5 * some, across)](
+            x, last, reset, hidden, w2, dfirst, drest, dhidden, shares, n, steps,
+            size, rank, pad, TALL, columns, STAGES, num_warps=WARPS,
+        )  # fmt: skip
+        dhidden = dhidden.sum(0) if across > 1 else dhidden[0]
+        dmixed = dhidden @ w1.to(x.dtype).t()
+        dw1 = mixed.view(n, size).t() @ dhidden
+        _shift_backward[(few, across)](
+            x, last, maa_x, reset, direct, through, dmixed,
+            None if dfinal is None else dfinal.contiguous(), dx, dlast, dmaa_x, n, steps,
+            size, tall, columns, num_warps=4,
+        )  # fmt: skip
+    return dx, dlast, dmaa_x.sum(0), dw1, shares.sum(0)
+
+
+def _fake(x, last, maa_x, w1, w2, maa, reset):
+    first, final, mixed = x.new_empty(x.shape), last.new_empty(last.shape), x.new_empty(x.shape)
+    hidden = x.new_empty(x.shape[0] * x.shape[1], w1.shape[1])
+    return first, x.new_empty(4, *x.shape), final, mixed, hidden
+
+
+def _fake_grad(x, last, maa_x, w1, w2, maa, reset, mixed, hidden, dfirst, drest, dfinal):
+    dmaa_x = torch.empty(maa_x.shape, dtype=torch.float32, device=x.device)
+    rows = torch.empty(w1.shape[1] + 5, x.shape[2], dtype=torch.float32, device=x.device)
+    dw1 = x.new_empty(w1.shape)
+    return x.new_empty(x.shape), last.new_empty(last.shape), dmaa_x, dw1, rows
+
+
+def _setup(ctx, inputs, outputs):
+    ctx.save_for_backward(*inputs, *outputs[3:])
+
+
+def _pull(ctx, dfirst, drest, dfinal, *_):
+    x, _, maa_x, w1, w2, maa, *_ = ctx.saved_tensors
+    dfirst = torch.zeros_like(x) if dfirst is None else dfirst
+    drest = x.new_zeros(4, *x.shape) if drest is None else drest
+    dx, dlast, dmaa_x, dw1, rest = _gradient(*ctx.saved_tensors, dfirst, drest, dfinal)
+    dw2, dmaa = rest.split((w1.shape[1], 5))
+    return (
+        dx,
+        dlast,
+        dmaa_x.to(maa_x.dtype),
+        dw1.to(w1.dtype),
+        dw2.view(w2.shape).to(w2.dtype),
+        dmaa.to(maa.dtype),
+        None,
+    )
+
+
+_gradient = Operator("ddlerp_backward", _grad, _fake_grad)
+_ddlerp = differentiable(Operator("ddlerp", _run, _fake), _setup, _pull)
+
+
+def ddlerp(
+    x: Tensor,
+    last: Tensor,
+    maa_x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    maa: Tensor,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`groundthink.ops.shift.ddlerp`."""
+    return _ddlerp(x, last, maa_x, w1, w2, maa, reset)[:3]

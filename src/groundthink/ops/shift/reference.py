@@ -1,0 +1,28 @@
+"""The data-dependent token shift of RWKV-6 as its paper has it, in fp32 or wider."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def ddlerp(
+    x: Tensor,
+    last: Tensor,
+    maa_x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    maa: Tensor,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Eagle and Finch, eq. 14-15."""
+    full = torch.promote_types(x.dtype, torch.float32)
+    now = x.to(full)
+    shifted = torch.cat((last[:, None].to(full), now[:, :-1]), dim=1)
+    if reset is not None:
+        shifted = shifted.masked_fill(reset[..., None], 0)
+    back = shifted - now
+    hidden = torch.tanh((now + back * maa_x) @ w1.to(full))
+    share = torch.einsum("btqr,qrc->qbtc", hidden.unflatten(-1, w2.shape[:2]), w2.to(full))
+    mixed = (now + back * (maa[:, None, None] + share)).to(x.dtype)
+    return mixed[0], mixed[1:], now[:, -1].to(last.dtype, copy=True)

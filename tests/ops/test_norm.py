@@ -1,0 +1,148 @@
+"""The norms and what surrounds them: the kernels against fp64, the reference against the layers."""
+
+from __future__ import annotations
+
+import kernel_laws
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_laws import HALF, normal
+
+from groundthink.errors import UserError
+from groundthink.layers.norms import GatedRMSNorm, HeadNorm
+from groundthink.ops.norm import add_rms_norm, gated_rms_norm, head_norm_gate, rms_norm
+
+OPS = (rms_norm, add_rms_norm, gated_rms_norm, head_norm_gate)
+every_op = pytest.mark.parametrize("op", OPS)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def make(op, batch, steps, size, dtype=torch.float32):
+    """Arguments of op, `size` channels in heads or groups of a third where it divides."""
+    x, y = normal(batch, steps, size, dtype=dtype), normal(batch, steps, size, dtype=dtype)
+    parts = 3 if size % 3 == 0 else 1
+    weight = normal(size)
+    if op is rms_norm:
+        return x, weight, 1e-6
+    if op is add_rms_norm:
+        return x, y, weight, 1e-6
+    if op is gated_rms_norm:
+        z = normal(batch, steps, size + 24, dtype=dtype)[..., 8 : 8 + size]
+        return x, z, weight, parts, 1e-5
+    return x.unflatten(-1, (parts, -1)), y, weight, normal(size), 64e-5
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("shape", [(2, 15, 48), (3, 1, 33), (1, 65, 130), (2, 3, 5)])
+@every_op
+def test_kernels_equal_the_fp64_reference(op, shape):
+    kernel_laws.equals_the_reference(op, make(op, *shape))
+
+
+@pytest.mark.usefixtures("interpreter")
+@every_op
+def test_kernels_in_half_precision(op):
+    kernel_laws.equals_the_reference(op, make(op, 2, 9, 48, HALF), HALF)
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_a_wide_stream_takes_in_a_narrow_branch(dtype):
+    """The residual stream stays in fp32; the norm comes out as the next layer wants it."""
+    x, y, weight = normal(2, 9, 48), normal(2, 9, 48, dtype=HALF), normal(48)
+
+    def op(*args, backend):
+        return add_rms_norm(*args, dtype=dtype if backend == "triton" else None, backend=backend)
+
+    total, normed = add_rms_norm(x, y, weight, 1e-6, dtype=dtype, backend="triton")
+    assert (total.dtype, normed.dtype) == (torch.float32, dtype)
+    kernel_laws.equals_the_reference(op, (x, y, weight, 1e-6), HALF)
+
+
+@pytest.mark.tiny
+@pytest.mark.usefixtures("interpreter")
+@every_op
+def test_kernels_repeat_bitwise_and_read_no_uninitialised_memory(op):
+    kernel_laws.repeats_bitwise(op, make(op, 2, 33, 48))
+
+
+@pytest.mark.tiny
+@pytest.mark.usefixtures("interpreter")
+@every_op
+def test_an_empty_batch(op):
+    values, grads = kernel_laws.step(
+        op, kernel_laws.differentiable(make(op, 0, 4, 48)), backend="triton"
+    )
+    assert all(v.numel() == 0 for v in values)
+    assert all(not g.any() for g in grads)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("interpreter")
+@every_op
+def test_kernels_compile_without_a_graph_break(op):
+    kernel_laws.compiles(op, make(op, 2, 9, 48))
+
+
+@pytest.mark.tiny
+def test_the_reference_is_what_the_layers_compute():
+    y, z, weight, bias = normal(2, 5, 3, 8), normal(2, 5, 24), normal(24), normal(24)
+    head = HeadNorm(24, 64e-5).to(y.device)
+    gated = GatedRMSNorm(24, 3, 1e-5).to(y.device)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+        gated.weight.copy_(weight)
+    for result, layer in (
+        (head_norm_gate(y, z, weight, bias, 64e-5, backend="reference"), head(y) * F.silu(z)),
+        (
+            gated_rms_norm(y.flatten(-2), z, weight, 3, 1e-5, backend="reference"),
+            gated(y.flatten(-2), z),
+        ),
+        (rms_norm(z, weight, 1e-6, backend="reference"), F.rms_norm(z, (24,), weight, 1e-6)),
+        (
+            add_rms_norm(z, z, weight, 1e-6, backend="reference")[1],
+            F.rms_norm(2 * z, (24,), weight, 1e-6),
+        ),
+    ):
+        torch.testing.assert_close(result, layer)
+
+
+@pytest.mark.tiny
+def test_misfits_are_named():
+    x, weight = normal(2, 4, 24), normal(24)
+    for call, name in (
+        (lambda: rms_norm(x, weight[1:], 1e-6), "rms_norm: weight"),
+        (lambda: add_rms_norm(x, x[1:], weight, 1e-6), "add_rms_norm: y"),
+        (lambda: gated_rms_norm(x, x[..., 1:], weight, 1, 1e-6), "gated_rms_norm: z"),
+        (lambda: head_norm_gate(x.unflatten(-1, (3, 8)), x, weight, weight[1:], 1e-6), "bias"),
+    ):
+        with pytest.raises(UserError, match=f"{name} has shape"):
+            call()
+    with pytest.raises(UserError, match="5 groups do not divide the 24 channels"):
+        gated_rms_norm(x, x, weight, 5, 1e-6)
+    with pytest.raises(UserError, match="unknown rms_norm backend 'tritn'; did you mean triton"):
+        rms_norm(x, weight, 1e-6, backend="tritn")
+    with pytest.raises(UserError, match="takes no fp64"):
+        rms_norm(x.double(), weight, 1e-6, backend="triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(8, 1, 128), (3, 1000, 192), (16, 1024, 768), (1, 65536, 128)])
+@every_op
+def test_bf16_on_the_gpu(op, shape):
+    args = make(op, *shape, torch.bfloat16)
+    kernel_laws.equals_the_reference(op, args, torch.bfloat16)
+    kernel_laws.repeats_bitwise(op, args)
+
+
+@pytest.mark.gpu
+@every_op
+def test_graph_capture_and_compilation_on_the_gpu(op):
+    args = make(op, 4, 64, 192, torch.bfloat16)
+    kernel_laws.captures(op, args)
+    kernel_laws.compiles(op, args)

@@ -1,0 +1,154 @@
+"""The data-dependent token shift: kernels against fp64, resets, carried tokens, and the layer."""
+
+from __future__ import annotations
+
+import kernel_laws
+import pytest
+import torch
+from kernel_laws import DEVICE, HALF, normal
+
+from groundthink.errors import UserError
+from groundthink.layers.rwkv6 import RWKV6
+from groundthink.layers.shift import token_shift
+from groundthink.ops.shift import BACKENDS, ddlerp
+
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def make(batch, steps, size, rank=8, dtype=torch.float32, resets=True):
+    x, last = normal(batch, steps, size, dtype=dtype), normal(batch, size)
+    w1, w2 = normal(size, 5 * rank, scale=size**-0.5), normal(5, rank, size, scale=rank**-0.5)
+    reset = torch.rand(batch, steps, device=DEVICE) < 0.2 if resets else None
+    return x, last, normal(size), w1, w2, normal(5, size), reset
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("resets", [True, False])
+@pytest.mark.parametrize("shape", [(2, 15, 48), (3, 1, 16, 32), (1, 65, 130, 5), (2, 40, 33, 16)])
+def test_kernels_equal_the_fp64_reference(shape, resets):
+    kernel_laws.equals_the_reference(ddlerp, make(*shape, resets=resets))
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_kernels_in_half_precision():
+    kernel_laws.equals_the_reference(ddlerp, make(2, 9, 48, 32, HALF), HALF)
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("at", [[0], [8], [3, 4, 5], list(range(9))])
+def test_resets_at_any_token(at):
+    *args, _ = make(2, 9, 16)
+    reset = torch.zeros(2, 9, dtype=torch.bool, device=DEVICE)
+    reset[1, at] = True
+    kernel_laws.equals_the_reference(ddlerp, (*args, reset))
+
+
+@pytest.mark.usefixtures("interpreter")
+@every_backend
+def test_nothing_passes_a_reset(backend):
+    """NaN before a reset leaves values and input gradients after it alone."""
+    x, last, *weights, _ = make(1, 9, 16)
+    reset = torch.zeros(1, 9, dtype=torch.bool, device=DEVICE)
+    reset[0, 4] = True
+    whole = ddlerp(x, last, *weights, reset, backend=backend)
+    x = x.clone()
+    x[:, :4] = last[:] = torch.nan
+    x.requires_grad_()
+    x_w, rest, _ = ddlerp(x, last, *weights, reset, backend=backend)
+    assert torch.equal(x_w[:, 4:], whole[0][:, 4:])
+    assert torch.equal(rest[:, :, 4:], whole[1][:, :, 4:])
+    assert x_w[:, :4].isnan().all()
+    (dx,) = torch.autograd.grad(rest[:, :, 4:].sum() + x_w[:, 4:].sum(), x)
+    assert not dx[:, 4:].isnan().any()
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("sizes", [[7, 1, 12], [1] * 20])
+@every_backend
+def test_whole_equals_pieces_and_steps(backend, sizes):
+    x, last, *weights, reset = make(2, 20, 16)
+    whole = ddlerp(x, last, *weights, reset, backend=backend)
+    parts = []
+    for piece, cut in zip(x.split(sizes, 1), reset.split(sizes, 1), strict=True):
+        x_w, rest, last = ddlerp(piece, last, *weights, cut, backend=backend)
+        parts.append((x_w[None], rest))
+    x_w, rest = (torch.cat(pieces, dim=2) for pieces in zip(*parts, strict=True))
+    for a, b in zip((x_w[0], rest, last), whole, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.tiny
+@pytest.mark.usefixtures("interpreter")
+def test_kernels_repeat_bitwise_and_read_no_uninitialised_memory():
+    kernel_laws.repeats_bitwise(ddlerp, make(2, 33, 48))
+
+
+@pytest.mark.tiny
+@pytest.mark.usefixtures("interpreter")
+def test_an_empty_batch():
+    args = kernel_laws.differentiable(make(0, 4, 16))
+    values, grads = kernel_laws.step(ddlerp, args, backend="triton")
+    assert all(v.numel() == 0 for v in values)
+    assert all(not g.any() for g in grads)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("interpreter")
+def test_kernels_compile_without_a_graph_break():
+    kernel_laws.compiles(ddlerp, make(2, 5, 16))
+
+
+@pytest.mark.tiny
+@pytest.mark.usefixtures("interpreter")
+def test_small_activations_keep_their_digits():
+    """tanh near zero: with x = 0 at all but one blend's worth of weight, the product shows it."""
+    x, last, maa_x, w1, w2, maa, _ = make(1, 4, 16)
+    args = x, last, maa_x, 1e-4 * w1, 1e4 * w2, torch.zeros_like(maa), None
+    kernel_laws.equals_the_reference(ddlerp, args)
+
+
+@pytest.mark.usefixtures("interpreter")
+@every_backend
+def test_it_is_what_the_layer_computes(backend):
+    layer = RWKV6(32, 16, 1, 3).to(DEVICE)
+    layer.init_weights()
+    torch.nn.init.normal_(layer.time_maa_w1, std=0.3)
+    x, last, *_, reset = make(2, 11, 32)
+    weights = layer.time_maa_x, layer.time_maa_w1, layer.time_maa_w2, layer.time_maa
+    x_w, rest, after = ddlerp(x, last, *weights, reset, backend=backend)
+    shifted, carried = token_shift(x, last, reset)
+    expected = torch.stack(layer.blend(x, shifted - x))
+    torch.testing.assert_close(torch.cat((x_w[None], rest)), expected)
+    assert torch.equal(after, carried)
+    assert after.untyped_storage().nbytes() == after.nbytes
+
+
+@pytest.mark.tiny
+def test_misfits_are_named():
+    names = ("x", "last", "maa_x", "w1", "w2", "maa", "reset")
+    good = dict(zip(names, make(2, 4, 16), strict=True))
+    for name in names[1:]:
+        with pytest.raises(UserError, match=f"ddlerp: {name} has shape"):
+            ddlerp(**{**good, name: good[name][..., :-1]})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "shape", [(8, 1, 128, 32), (3, 1000, 192, 32), (16, 1024, 768, 32), (2, 512, 512, 64)]
+)
+def test_bf16_on_the_gpu(shape):
+    args = make(*shape, torch.bfloat16)
+    kernel_laws.equals_the_reference(ddlerp, args, torch.bfloat16)
+    kernel_laws.repeats_bitwise(ddlerp, args)
+
+
+@pytest.mark.gpu
+def test_graph_capture_and_compilation_on_the_gpu():
+    args = make(4, 64, 192, 32, torch.bfloat16)
+    kernel_laws.captures(ddlerp, args)
+    kernel_laws.compiles(ddlerp, args)
