@@ -10,9 +10,9 @@ from kernel_laws import DEVICE, HALF, normal
 from groundthink.errors import UserError
 from groundthink.layers.rwkv6 import RWKV6
 from groundthink.layers.shift import token_shift
-from groundthink.ops.shift import BACKENDS, ddlerp
+from groundthink.ops.shift import BACKENDS, ddlerp, project
 
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
+every_backend = pytest.mark.parametrize("backend", BACKENDS["ddlerp"])
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +128,33 @@ def test_it_is_what_the_layer_computes(backend):
     assert after.untyped_storage().nbytes() == after.nbytes
 
 
+def with_projections(*args, backend):
+    """`project` with its four weights after one another and the reset last."""
+    *args, k, v, r, g, reset = args
+    return project(*args, (k, v, r, g), reset, backend=backend)
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("resets", [True, False])
+def test_projections_equal_the_fp64_reference(resets):
+    *args, reset = make(2, 15, 48, resets=resets)
+    weights = (normal(20, 48, scale=48**-0.5) for _ in range(4))
+    kernel_laws.equals_the_reference(with_projections, (*args, *weights, reset))
+
+
+@pytest.mark.tiny
+@every_backend
+@pytest.mark.usefixtures("interpreter")
+def test_projections_are_those_of_the_blends(backend):
+    *args, reset = make(2, 5, 16)
+    weights = tuple(normal(24, 16) for _ in range(4))
+    x_w, *products, last = project(*args, weights, reset, backend=backend)
+    blend, rest, expected = ddlerp(*args, reset, backend=backend)
+    assert torch.equal(x_w, blend) and torch.equal(last, expected)
+    for product, y, weight in zip(products, rest, weights, strict=True):
+        torch.testing.assert_close(product, y @ weight.t())
+
+
 @pytest.mark.tiny
 def test_misfits_are_named():
     names = ("x", "last", "maa_x", "w1", "w2", "maa", "reset")
@@ -135,6 +162,10 @@ def test_misfits_are_named():
     for name in names[1:]:
         with pytest.raises(UserError, match=f"ddlerp: {name} has shape"):
             ddlerp(**{**good, name: good[name][..., :-1]})
+    weights = [normal(16, 16) for _ in range(4)]
+    weights[2] = weights[2][1:]
+    with pytest.raises(UserError, match="project: weight of r has shape"):
+        project(**good, weights=weights)
 
 
 @pytest.mark.gpu

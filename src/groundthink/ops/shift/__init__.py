@@ -7,16 +7,25 @@ from torch import Tensor
 
 from groundthink.ops.dispatch import check_shape
 from groundthink.ops.fused import choose
-from groundthink.ops.shift.reference import ddlerp as ddlerp_reference
+from groundthink.ops.shift import reference
 
 
-def _ddlerp_triton(*args):
-    from groundthink.ops.shift.launch import ddlerp
+def _kernels():
+    from groundthink.ops.shift import launch
 
-    return ddlerp(*args)
+    return launch
 
 
-BACKENDS = {"reference": ddlerp_reference, "triton": _ddlerp_triton}
+BACKENDS = {
+    "ddlerp": {
+        "reference": reference.ddlerp,
+        "triton": lambda *args: _kernels().ddlerp(*args),
+    },
+    "project": {
+        "reference": reference.project,
+        "triton": lambda *args: _kernels().project(*args),
+    },
+}
 
 
 def ddlerp(
@@ -43,7 +52,7 @@ def ddlerp(
         w2: [5, R, C].
         maa: of w, k, v, r and g [5, C].
         reset: bool [B, T]; where true the token has no predecessor and sees zeros.
-        backend: a name in ``BACKENDS``, or ``auto``.
+        backend: a name in ``BACKENDS["ddlerp"]``, or ``auto``.
 
     Returns:
         x_w [B, T, C]; x_k, x_v, x_r and x_g as one tensor [4, B, T, C], ready for one batched
@@ -53,6 +62,62 @@ def ddlerp(
     Raises:
         UserError: a shape does not fit, or the backend is unknown or cannot run here.
     """
+    _check("ddlerp", x, last, maa_x, w1, w2, maa, reset)
+    run = choose("ddlerp", BACKENDS["ddlerp"], backend, x)
+    with torch.autocast(x.device.type, enabled=False):
+        return run(x, last, maa_x, w1, w2, maa, reset)
+
+
+def project(
+    x: Tensor,
+    last: Tensor,
+    maa_x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    maa: Tensor,
+    weights: tuple[Tensor, Tensor, Tensor, Tensor],
+    reset: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`ddlerp`, and the projections of four of its blends: all that RWKV-6 does before WKV6.
+
+    Args:
+        x: input [B, T, C], T >= 1.
+        last: input of the token before the first [B, C].
+        maa_x: [C].
+        w1: [C, 5 R].
+        w2: [5, R, C].
+        maa: of w, k, v, r and g [5, C].
+        weights: of the projections of k, v, r and g, [D, C] each as in nn.Linear.
+        reset: bool [B, T]; where true the token has no predecessor and sees zeros.
+        backend: a name in ``BACKENDS["project"]``, or ``auto``.
+
+    Returns:
+        x_w [B, T, C]; k, v, r and the gate before SiLU [B, T, D]; all in the dtype of x. And the
+        last input [B, C] in the dtype of `last`, a copy.
+
+    Raises:
+        UserError: a shape does not fit, or the backend is unknown or cannot run here.
+    """
+    _check("project", x, last, maa_x, w1, w2, maa, reset)
+    for name, weight in zip("kvrg", weights, strict=True):
+        check_shape("project", f"weight of {name}", weight, (weights[0].shape[0], x.shape[2]))
+    run = choose("project", BACKENDS["project"], backend, x)
+    with torch.autocast(x.device.type, enabled=False):
+        return run(x, last, maa_x, w1, w2, maa, weights, reset)
+
+
+def _check(
+    op: str,
+    x: Tensor,
+    last: Tensor,
+    maa_x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    maa: Tensor,
+    reset: Tensor | None,
+) -> None:
     batch, steps, channels = x.shape
     rank = w2.shape[1]
     for name, tensor, shape in (
@@ -62,9 +127,6 @@ def ddlerp(
         ("w2", w2, (5, rank, channels)),
         ("maa", maa, (5, channels)),
     ):
-        check_shape("ddlerp", name, tensor, shape)
+        check_shape(op, name, tensor, shape)
     if reset is not None:
-        check_shape("ddlerp", "reset", reset, (batch, steps))
-    run = choose("ddlerp", BACKENDS, backend, x)
-    with torch.autocast(x.device.type, enabled=False):
-        return run(x, last, maa_x, w1, w2, maa, reset)
+        check_shape(op, "reset", reset, (batch, steps))

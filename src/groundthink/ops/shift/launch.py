@@ -17,6 +17,7 @@ from groundthink.ops.shift.triton import (
     _shift_backward,
 )
 
+FEW = 512
 TALL, STAGES, WARPS, COLS = 64, 2, 8, 128
 FTALL, FSTAGES, FWARPS, FCOL = 64, 2, 8, 64
 
@@ -44,14 +45,15 @@ def _run(
     columns = _columns(size)
     across = triton.cdiv(size, columns)
     tall = 2048 // columns
+    blends = 5 if n > FEW else 1  # few tokens fill no machine
     with device_of(x):
         _premix[(triton.cdiv(n, tall), across)](
             x, last, maa_x, reset, mixed, final, n, steps, size, tall, columns, num_warps=4
         )
         hidden = mixed.view(n, size) @ w1.to(x.dtype)
-        _lerp[(triton.cdiv(n, FTALL), triton.cdiv(size, FCOL))](
+        _lerp[(triton.cdiv(n, FTALL), triton.cdiv(size, FCOL), 5 // blends)](
             x, last, reset, hidden, w2.contiguous(), maa.contiguous(), first, rest, n, steps,
-            size, rank, max(16, triton.next_power_of_2(rank)), FTALL, FCOL, FSTAGES,
+            size, rank, max(16, triton.next_power_of_2(rank)), FTALL, FCOL, blends, FSTAGES,
             num_warps=FWARPS,
         )  # fmt: skip
     return first, rest, final, mixed, hidden
@@ -158,3 +160,20 @@ def ddlerp(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`groundthink.ops.shift.ddlerp`."""
     return _ddlerp(x, last, maa_x, w1, w2, maa, reset)[:3]
+
+
+def project(
+    x: Tensor,
+    last: Tensor,
+    maa_x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    maa: Tensor,
+    weights: tuple[Tensor, ...],
+    reset: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """`groundthink.ops.shift.project`: the four products are one batched product."""
+    x_w, rest, last = ddlerp(x, last, maa_x, w1, w2, maa, reset)
+    weight = torch.stack(weights).to(x.dtype)
+    products = torch.bmm(rest.flatten(1, 2), weight.mT).unflatten(1, x.shape[:2])
+    return x_w, *products.unbind(0), last

@@ -26,3 +26,19 @@ def ddlerp(
     share = torch.einsum("btqr,qrc->qbtc", hidden.unflatten(-1, w2.shape[:2]), w2.to(full))
     mixed = (now + back * (maa[:, None, None] + share)).to(x.dtype)
     return mixed[0], mixed[1:], now[:, -1].to(last.dtype, copy=True)
+
+
+def project(
+    x: Tensor,
+    last: Tensor,
+    maa_x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    maa: Tensor,
+    weights: tuple[Tensor, ...],
+    reset: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """The blend of each projection times its weight."""
+    x_w, rest, last = ddlerp(x, last, maa_x, w1, w2, maa, reset)
+    products = (y @ weight.to(y.dtype).t() for y, weight in zip(rest, weights, strict=True))
+    return x_w, *products, last

@@ -116,6 +116,7 @@ def _lerp(
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    BLENDS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -126,11 +127,13 @@ def _lerp(
     at = row.to(tl.int64) * SIZE + channel
     plane = n.to(tl.int64) * SIZE
     kind = x_ptr.dtype.element_ty
-    out = _blend(x, back, hidden_ptr, w2_ptr, maa_ptr, row, channel, n, 0, SIZE, RANK, PAD)
-    tl.store(first_ptr + at, out.to(kind), inside)
-    for q in tl.range(1, 5, num_stages=STAGES):
+    some = tl.program_id(2) * BLENDS
+    for q in tl.range(some, some + BLENDS, num_stages=STAGES):
         out = _blend(x, back, hidden_ptr, w2_ptr, maa_ptr, row, channel, n, q, SIZE, RANK, PAD)
-        tl.store(rest_ptr + (q - 1) * plane + at, out.to(kind), inside)
+        if q == 0:
+            tl.store(first_ptr + at, out.to(kind), inside)
+        else:
+            tl.store(rest_ptr + (q - 1) * plane + at, out.to(kind), inside)
 
 
 @triton.jit
