@@ -30,7 +30,14 @@ class Operator:
         self.op.register_fake(fake)
 
     def __call__(self, *args: Any) -> Any:
-        return self.op(*args) if torch.compiler.is_compiling() else self.launch(*args)
+        return self.op(*args) if _traced(args) else self.launch(*args)
+
+
+def _traced(args: tuple[Any, ...]) -> bool:
+    """Whether a compiler is looking: at this code, or through tensors that stand for others."""
+    return torch.compiler.is_compiling() or any(
+        isinstance(a, Tensor) and type(a) not in (Tensor, torch.nn.Parameter) for a in args
+    )
 
 
 def differentiable(forward: Operator, setup: Callable, backward: Callable) -> Callable:
@@ -62,7 +69,7 @@ def differentiable(forward: Operator, setup: Callable, backward: Callable) -> Ca
     forward.op.register_autograd(backward, setup_context=keep)
 
     def call(*args):
-        if torch.compiler.is_compiling():
+        if _traced(args):
             return forward.op(*args)
         if torch.is_grad_enabled():
             return Eager.apply(*args)
