@@ -6,11 +6,41 @@ import torch
 from torch import Tensor
 
 from groundthink.errors import UserError
-from groundthink.ops.dispatch import check_shape, pick
+from groundthink.ops.dispatch import Op, check_shape
+from groundthink.ops.fused import choose
 from groundthink.ops.ssd.chunked import ssd_chunked
 from groundthink.ops.ssd.reference import ssd_reference
 
-BACKENDS = {"reference": ssd_reference, "chunked": ssd_chunked}
+
+def _in_full(op: Op) -> Op:
+    """`op` on inputs in fp32 at least, from a state of zeros where there is none."""
+
+    def run(x, dt, A, B, C, D, state, reset):
+        full = torch.promote_types(x.dtype, torch.float32)
+        if state is None:
+            state = x.new_zeros(*x.shape[:1], *x.shape[2:], B.shape[-1])
+        D = None if D is None else D.to(full)
+        x_full, *inputs, state = (t.to(full) for t in (x, dt, A, B, C, state))
+        with torch.autocast(x.device.type, enabled=False):
+            y, state = op(x_full, *inputs, D, state, reset)
+        return y.to(x.dtype), state
+
+    return run
+
+
+def _triton(*args):
+    from groundthink.ops.ssd.launch import ssd_triton
+
+    return ssd_triton(*args)
+
+
+BACKENDS = {
+    "reference": _in_full(ssd_reference),
+    "chunked": _in_full(ssd_chunked),
+    "triton": _triton,
+}
+LARGEST = 128
+"""Head and state size that the Triton form takes."""
 
 
 def ssd(
@@ -58,18 +88,12 @@ def ssd(
         ("C", C, (b, t, g, n)),
     ):
         check_shape("ssd", name, tensor, shape)
-    full = torch.promote_types(x.dtype, torch.float32)
-    if D is not None:
-        check_shape("ssd", "D", D, (h,))
-        D = D.to(full)
-    if state is None:
-        state = x.new_zeros(b, h, p, n, dtype=full)
-    check_shape("ssd", "state", state, (b, h, p, n))
+    for name, tensor, shape in (("D", D, (h,)), ("state", state, (b, h, p, n))):
+        if tensor is not None:
+            check_shape("ssd", name, tensor, shape)
     if reset is not None:
         check_shape("ssd", "reset", reset, (b, t))
-    run = pick("ssd", BACKENDS, backend, x.device)
-    with torch.autocast(x.device.type, enabled=False):
-        y, state = run(
-            x.to(full), dt.to(full), A.to(full), B.to(full), C.to(full), D, state.to(full), reset
-        )
-    return y.to(x.dtype), state
+    table = BACKENDS
+    if backend == "auto" and max(p, n) > LARGEST:
+        table = {name: run for name, run in BACKENDS.items() if name != "triton"}
+    return choose("ssd", table, backend, x)(x, dt, A, B, C, D, state, reset)

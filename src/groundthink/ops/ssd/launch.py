@@ -1,0 +1,255 @@
+"""SSD on a GPU: how the work of the kernels in `triton` is cut and launched, and its gradient.
+
+Eager code calls the launches through an autograd function; compiled code through registered
+operators, which are opaque to it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from groundthink.errors import UserError
+from groundthink.ops.fused import Operator, differentiable
+from groundthink.ops.ssd.triton import _forward, _gradients, _scan, _step
+
+LARGEST = 128
+"""Of the head and state sizes."""
+PROGRAMS = 384
+"""Programs that fill the machine; sequences are cut into segments until there are so many."""
+SHORTEST = 8
+"""Chunks in a segment, at least."""
+ROWS = 16
+"""Of the state, that a program of a single step works on."""
+
+
+def ssd_triton(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    state: Tensor | None,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The contract of `ssd`, inputs in half precision or fp32 as they come.
+
+    Raises:
+        UserError: the inputs are in fp64, or a head or state size is larger than 128.
+    """
+    _check(x, B)
+    common = torch.promote_types(x.dtype, torch.promote_types(B.dtype, C.dtype))
+    A, D, state = (None if t is None else t.float().contiguous() for t in (A, D, state))
+    inputs = x.to(common), dt, A, B.to(common), C.to(common), D, state
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    y, state, _ = _run(*inputs, reset, keep)
+    return y.to(x.dtype), state
+
+
+def _check(x: Tensor, B: Tensor) -> None:
+    largest = max(x.shape[-1], B.shape[-1])
+    if largest > LARGEST:
+        raise UserError(
+            f"ssd backend 'triton' takes head and state sizes up to {LARGEST}, not {largest}; "
+            "use 'chunked'"
+        )
+    if torch.float64 in (x.dtype, B.dtype):
+        raise UserError("ssd backend 'triton' works in fp32 at most; use 'chunked' for fp64")
+
+
+class _Plan(NamedTuple):
+    """How the work is cut, and what all kernels are compiled for."""
+
+    chunks: int
+    segment: int
+    """Chunks in a segment."""
+    segments: int
+    meta: dict
+
+    @classmethod
+    def of(cls, x: Tensor, B: Tensor, reset: Tensor | None) -> _Plan:
+        b, t, h, p = x.shape
+        g, n = B.shape[-2:]
+        chunks = _chunks(t, x.dtype)
+        segments = max(1, min(PROGRAMS // (b * h), chunks // SHORTEST))
+        segment = triton.cdiv(chunks, segments)
+        segments = triton.cdiv(chunks, segment)
+        meta = {
+            "R": h // g, "P": p, "N": n, "BP": _padded(p), "BN": _padded(n),
+            "L": _length(x.dtype), "RESETS": reset is not None, "EXACT": x.dtype == torch.float32,
+        }  # fmt: skip
+        return cls(chunks, segment, segments, meta)
+
+    def tuning(self, kernel: str) -> dict:
+        """Warps and stages of a kernel."""
+        large = self.meta["BP"] * self.meta["BN"] > 64 * 64
+        warps, stages = (8, 1) if self.meta["EXACT"] else TUNING[kernel, large]
+        return {"num_warps": warps, "num_stages": stages}
+
+
+TUNING = {
+    ("forward", False): (4, 2),
+    ("forward", True): (4, 2),
+    ("scan", False): (4, 3),
+    ("scan", True): (4, 3),
+    ("gradients", False): (4, 2),
+    ("gradients", True): (4, 2),
+}
+"""Warps and stages by kernel and whether the state is larger than 64 x 64."""
+
+
+def _length(dtype: torch.dtype) -> int:
+    """Tokens in a chunk."""
+    return 16 if dtype == torch.float32 else 64
+
+
+def _chunks(steps: int, dtype: torch.dtype) -> int:
+    return -(-steps // _length(dtype))
+
+
+def _padded(size: int) -> int:
+    """What a matrix product takes: a power of two from 16 on."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x, with the elements of a row next to one another."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _launch_forward(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    state: Tensor | None,
+    reset: Tensor | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the state after, and if `keep` the states before the chunks."""
+    b, t, h, p = x.shape
+    n = B.shape[-1]
+    x, B, C = _rows(x), _rows(B), _rows(C)
+    reset = None if reset is None else reset.contiguous()
+    y, last = x.new_empty(b, t, h, p), A.new_empty(b, h, p, n)
+    if b == 0:
+        return y, last, x.new_empty(0)
+    if t == 1 and not keep:
+        _launch_step(x, dt, A, B, C, D, state, reset, y, last)
+        return y, last, x.new_empty(0)
+    plan = _Plan.of(x, B, reset)
+    states = x.new_empty((b, plan.chunks, h, n, p) if keep else 0)
+    ends, kept = _launch_summaries(plan, x, B, dt, A, reset, back=False)
+    strides = *x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3]
+    _forward[b * h, plan.segments](
+        x, dt, A, B, C, D, reset, state, ends, kept, y, states, last,
+        *strides, t, h, plan.chunks, plan.segment,
+        **plan.meta, FIRST=state is not None, CUT=plan.segments > 1, SKIP=D is not None, KEEP=keep,
+        **plan.tuning("forward"),
+    )  # fmt: skip
+    return y, last, states
+
+
+def _launch_step(x, dt, A, B, C, D, state, reset, y, last):
+    b, _, h, p = x.shape
+    g, n = B.shape[-2:]
+    strides = (s for t in (x, dt, B, C) for s in (t.stride(0), t.stride(2)))
+    _step[b * h, triton.cdiv(p, ROWS)](
+        x, dt, A, B, C, D, reset, state, y, last, *strides, h,
+        R=h // g, P=p, N=n, ROWS=ROWS, BN=_padded(n),
+        RESETS=reset is not None, FIRST=state is not None, SKIP=D is not None,
+    )  # fmt: skip
+
+
+def _launch_summaries(plan, u, v, dt, A, reset, back):
+    """What every segment but the last adds to the state, and what it keeps of it."""
+    if plan.segments == 1:
+        return None, None
+    (b, t, h, p), n = u.shape, v.shape[-1]
+    ends = A.new_empty(b, h, plan.segments - 1, n, p)
+    kept = A.new_empty(b, h, plan.segments - 1)
+    _scan[b * h, plan.segments - 1](
+        u, v, dt, A, reset, None, ends, kept, None, None,
+        *u.stride()[:3], *v.stride()[:3], *dt.stride(), t, h, plan.chunks, plan.segment,
+        **plan.meta, BACK=back, SUMMARY=True, FIRST=False, CUT=True, LAST=False,
+        **plan.tuning("scan"),
+    )  # fmt: skip
+    return ends, kept
+
+
+def _launch_backward(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    reset: Tensor | None,
+    states: Tensor,
+    dy: Tensor | None,
+    dlast: Tensor | None,
+    want_dfirst: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, dt, A, B, C, D and, if wanted, of the state before."""
+    b, t, h, p = x.shape
+    g, n = B.shape[-2:]
+    x, B, C = _rows(x), _rows(B), _rows(C)
+    dy = torch.zeros_like(x, memory_format=torch.contiguous_format) if dy is None else dy
+    dy, dlast = dy.contiguous(), None if dlast is None else dlast.contiguous()
+    reset = None if reset is None else reset.contiguous()
+    dx, ddt = x.new_empty(x.shape), dt.new_empty(dt.shape)
+    dB, dC = B.new_empty(B.shape), C.new_empty(C.shape)
+    dfirst = A.new_empty((b, h, p, n) if want_dfirst else 0)
+    if b == 0:
+        return dx, ddt, torch.zeros_like(A), dB, dC, torch.zeros_like(A), dfirst
+    plan = _Plan.of(x, B, reset)
+    dstates = torch.empty_like(states)
+    sums = A.new_empty(b * plan.chunks, 2, h)
+    ends, kept = _launch_summaries(plan, dy, C, dt, A, reset, back=True)
+    _scan[b * h, plan.segments](
+        dy, C, dt, A, reset, dlast, ends, kept, dstates, dfirst,
+        *dy.stride()[:3], *C.stride()[:3], *dt.stride(), t, h, plan.chunks, plan.segment,
+        **plan.meta, BACK=True, SUMMARY=False, FIRST=dlast is not None, CUT=plan.segments > 1,
+        LAST=want_dfirst, **plan.tuning("scan"),
+    )  # fmt: skip
+    _gradients[b * plan.chunks, g](
+        x, dt, A, B, C, D, reset, states, dstates, dy, dx, ddt, dB, dC, sums,
+        *x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3], t, h, plan.chunks,
+        **plan.meta, SKIP=D is not None, SUMS="ieee" if plan.meta["EXACT"] else "tf32",
+        **plan.tuning("gradients"),
+    )  # fmt: skip
+    dA, dD = sums.sum(0)
+    return dx, ddt, dA, dB, dC, dD, dfirst
+
+
+def _setup(ctx, inputs, outputs):
+    x, dt, A, B, C, D, _, reset, _ = inputs
+    ctx.save_for_backward(x, dt, A, B, C, D, reset, outputs[2])
+
+
+def _pull_back(ctx, dy, dlast, _):
+    dD, dfirst = (ctx.needs_input_grad[i] for i in (5, 6))
+    grads = _backward_operator(*ctx.saved_tensors, dy, dlast, dfirst)
+    return *grads[:5], grads[5] if dD else None, grads[6] if dfirst else None, None, None
+
+
+def _fake_forward(x, dt, A, B, C, D, state, reset, keep):
+    (b, t, h, p), n = x.shape, B.shape[-1]
+    states = (b, _chunks(t, x.dtype), h, n, p) if keep else (0,)
+    return x.new_empty(b, t, h, p), A.new_empty(b, h, p, n), x.new_empty(states)
+
+
+def _fake_backward(x, dt, A, B, C, D, reset, states, dy, dlast, want_dfirst):
+    (b, _, h, p), n = x.shape, B.shape[-1]
+    grads = (t.new_empty(t.shape) for t in (x, dt, A, B, C, A))
+    return *grads, A.new_empty((b, h, p, n) if want_dfirst else (0,))
+
+
+_run = differentiable(Operator("ssd_triton", _launch_forward, _fake_forward), _setup, _pull_back)
+_backward_operator = Operator("ssd_triton_backward", _launch_backward, _fake_backward)
