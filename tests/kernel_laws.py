@@ -80,21 +80,24 @@ def compiles(op, args) -> None:
 
 def captures(op, args) -> None:
     """A CUDA graph of the step gives what eager code computes, on new inputs too."""
-    leaves = differentiable(args)
-    first = step(op, leaves, backend="triton")
-    grads = draw(first[0])
+    args = [a.detach() if isinstance(a, Tensor) else a for a in args]
+    grads = draw(step(op, differentiable(args), backend="triton")[0])
+
+    def run():  # on leaves of its own: older ones belong to the stream that first used them
+        return step(op, differentiable(args), grads, backend="triton")
+
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        step(op, leaves, grads, backend="triton")
+        run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = step(op, leaves, grads, backend="triton")
-    for leaf in leaves:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            leaf.detach().mul_(0.5)
+        captured = run()
+    for a in args:
+        if isinstance(a, Tensor) and a.is_floating_point():
+            a.mul_(0.5)
     graph.replay()
-    expected = step(op, leaves, grads, backend="triton")
+    expected = run()
     for a, b in zip((*captured[0], *captured[1]), (*expected[0], *expected[1]), strict=True):
         assert torch.equal(a, b)

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from kernel_laws import DEVICE, HALF, normal
 
 from groundthink.errors import UserError
-from groundthink.layers.conv import causal_conv
 from groundthink.ops.conv import BACKENDS, conv_silu, conv_silu_dt
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS["conv_silu"])
@@ -110,15 +109,17 @@ def test_kernels_compile_without_a_graph_break():
 
 @pytest.mark.usefixtures("interpreter")
 @every_backend
-def test_it_is_what_the_layers_compute(backend):
+def test_it_is_the_convolution_of_torch(backend):
     x, dt, weight, bias, dt_bias, window, reset = make(2, 11, 16)
-    y, step, after = conv_silu_dt(x, dt, weight, bias, dt_bias, window, reset, backend=backend)
-    expected, tail = causal_conv(x, weight, bias, window, reset)
-    torch.testing.assert_close(y, F.silu(expected))
-    torch.testing.assert_close(after, tail)
+    y, step, after = conv_silu_dt(x, dt, weight, bias, dt_bias, window, backend=backend)
+    inputs = torch.cat((window, x.mT), dim=2)
+    expected = F.silu(F.conv1d(inputs, weight[:, None], bias, groups=16)).mT
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(after, inputs[..., -3:])
     torch.testing.assert_close(step, F.softplus(dt + dt_bias))
+    whole = conv_silu_dt(x, dt, weight, bias, dt_bias, window, reset, backend=backend)
     alone = conv_silu(x, weight, bias, window, reset, backend=backend)
-    assert torch.equal(alone[0], y) and torch.equal(alone[1], after)
+    assert torch.equal(alone[0], whole[0]) and torch.equal(alone[1], whole[2])
 
 
 @pytest.mark.tiny

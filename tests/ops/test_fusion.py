@@ -1,14 +1,14 @@
-"""The fusion kernels against fp64, and their reference against the fusions of the models."""
+"""The fusion kernels against fp64, and their reference against torch."""
 
 from __future__ import annotations
 
 import kernel_laws
 import pytest
 import torch
+import torch.nn.functional as F
 from kernel_laws import HALF, normal
 
 from groundthink.errors import UserError
-from groundthink.models.fusion import ChannelGated, Gains, Gated
 from groundthink.ops.fusion import branch_gains, channel_gate, token_gate
 
 OPS = (token_gate, channel_gate, branch_gains)
@@ -86,27 +86,17 @@ def test_the_gate_may_be_left_unused():
 
 
 @pytest.mark.tiny
-def test_the_reference_is_what_the_models_compute():
-    x, r, m = (normal(2, 5, 16) for _ in range(3))
-    for kind in (Gated, ChannelGated, Gains):
-        fusion = kind(16, 0.3).to(x.device)
-        fusion.init_weights()
-        for parameter in fusion.parameters():
-            torch.nn.init.normal_(parameter)
-        expected = x + fusion(r, m)
-        if kind is Gated:
-            proj = fusion.gate.proj
-            result, a = token_gate(
-                x, r, m, None, None, proj.weight, proj.bias, 0.0, backend="reference"
-            )
-            torch.testing.assert_close(a, fusion.gate(r, m))
-        elif kind is ChannelGated:
-            logits = fusion.gate.proj(torch.cat((r, m), dim=-1))
-            result = channel_gate(x, r, m, logits, backend="reference")
-        else:
-            gains = fusion.rwkv_gain, fusion.mamba_gain
-            result = branch_gains(x, r, m, None, None, *gains, 0.0, backend="reference")
-        torch.testing.assert_close(result, expected)
+def test_the_reference_is_what_torch_computes():
+    x, r, m, norm_r, norm_m, weight, bias, eps = make(token_gate, 2, 5, 16)
+    normed_r, normed_m = F.rms_norm(r, (16,), norm_r, eps), F.rms_norm(m, (16,), norm_m, eps)
+    gate = torch.sigmoid(F.linear(torch.cat((normed_r, normed_m), dim=-1), weight, bias))
+    result = token_gate(x, r, m, norm_r, norm_m, weight, bias, eps, backend="reference")
+    torch.testing.assert_close(result[0], x + torch.lerp(normed_m, normed_r, gate))
+    torch.testing.assert_close(result[1], gate)
+    result = branch_gains(x, r, m, norm_r, norm_m, norm_m, norm_r, eps, backend="reference")
+    torch.testing.assert_close(result, x + norm_m * normed_r + norm_r * normed_m)
+    result = channel_gate(x, r, m, x, backend="reference")
+    torch.testing.assert_close(result, x + torch.lerp(m, r, torch.sigmoid(x)))
 
 
 @pytest.mark.tiny

@@ -126,8 +126,8 @@ def rows(x: Tensor) -> tuple[Tensor, int, int]:
 
 
 @functools.cache
-def programs(device: torch.device) -> int:
-    """Programs that fill a GPU twice: how many share the rows where each sums over its own."""
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; the interpreter passes for one of three."""
     if device.type != "cuda":
-        return 3  # the interpreter
-    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
+        return 3
+    return torch.cuda.get_device_properties(device).multi_processor_count

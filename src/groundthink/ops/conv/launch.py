@@ -44,8 +44,8 @@ def _run(
     with device_of(x):
         _forward[(batch * triton.cdiv(steps, stretch), blocks + triton.cdiv(heads, 32))](
             x, dt, weight.contiguous(), bias, dt_bias, window.contiguous(), _bytes(reset),
-            y, sizes, final, steps, x_step, dt_step,
-            size, heads, weight.shape[1], x_unit, dt_unit, BLOCK, blocks, stretch, num_warps=1,
+            y, sizes, final, steps, stretch, x_step, dt_step,
+            size, heads, weight.shape[1], x_unit, dt_unit, BLOCK, blocks, num_warps=1,
             maxnreg=REGISTERS,
         )  # fmt: skip
     return y, sizes, final
@@ -88,8 +88,8 @@ def _grad(
             x, dt, weight.contiguous(), bias, dt_bias, window.contiguous(), _bytes(reset),
             dy, None if dsizes is None else dsizes.contiguous(),
             None if dfinal is None else dfinal.contiguous(), dx, ddt, dwindow, shares,
-            steps, x_step, dt_step, dy_step, size, heads, width, x_unit, dt_unit, dy_unit,
-            BLOCK, blocks, stretch, num_warps=1,
+            steps, stretch, x_step, dt_step, dy_step, size, heads, width, x_unit, dt_unit, dy_unit,
+            BLOCK, blocks, num_warps=1,
             maxnreg=REGISTERS,
         )  # fmt: skip
     return dx, ddt, dwindow, shares.sum(0)

@@ -102,6 +102,7 @@ def _forward(
     step_ptr,
     final_ptr,
     steps,
+    stretch,
     x_step,
     dt_step,
     SIZE: tl.constexpr,
@@ -111,12 +112,11 @@ def _forward(
     DT_UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
-    STRETCH: tl.constexpr,
 ):
-    stretches = tl.cdiv(steps, STRETCH)
+    stretches = tl.cdiv(steps, stretch)
     b = tl.program_id(0) // stretches
-    start = (tl.program_id(0) % stretches) * STRETCH
-    end = tl.minimum(start + STRETCH, steps)
+    start = (tl.program_id(0) % stretches) * stretch
+    end = tl.minimum(start + stretch, steps)
     first = (b * steps).to(tl.int64)
     x_step = x_step * X_UNIT
     x_ptr += first * x_step
@@ -259,6 +259,7 @@ def _backward(
     dwindow_ptr,
     shares_ptr,
     steps,
+    stretch,
     x_step,
     dt_step,
     dy_step,
@@ -270,12 +271,11 @@ def _backward(
     DY_UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
-    STRETCH: tl.constexpr,
 ):
-    stretches = tl.cdiv(steps, STRETCH)
+    stretches = tl.cdiv(steps, stretch)
     b = tl.program_id(0) // stretches
-    start = (tl.program_id(0) % stretches) * STRETCH
-    end = tl.minimum(start + STRETCH, steps)
+    start = (tl.program_id(0) % stretches) * stretch
+    end = tl.minimum(start + stretch, steps)
     first = (b * steps).to(tl.int64)
     x_step = x_step * X_UNIT
     dy_step = dy_step * DY_UNIT

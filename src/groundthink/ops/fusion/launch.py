@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from groundthink.ops.fused import Operator, device_of, differentiable, programs, rows
+from groundthink.ops.fused import Operator, device_of, differentiable, processors, rows
 from groundthink.ops.fusion.triton import (
     _gains_backward,
     _gains_forward,
@@ -18,11 +18,16 @@ from groundthink.ops.fusion.triton import (
     _mix_forward,
 )
 
+TILE = 1024
+"""Elements of a tile."""
+FILL = 16
+"""Warps a multiprocessor that share the rows of a gradient."""
+
 
 def _tile(width: int) -> tuple[int, int, int]:
     """Columns (a power of two), rows and warps of a tile: eight elements a thread, or more."""
     pad = max(4, triton.next_power_of_2(width))
-    return pad, max(1, 1024 // pad), min(16, max(4, pad // 256))
+    return pad, max(1, TILE // pad), min(16, max(4, pad // 256))
 
 
 def _gate(
@@ -72,7 +77,7 @@ def _gate_grad(
     dgate = None if dgate is None else dgate.float().contiguous()
     n = gate.numel()
     pad, tall, warps = _tile(size)
-    some = min(programs(r.device) * 8 // warps, triton.cdiv(n, tall))
+    some = min(triton.cdiv(n, tall), processors(r.device) * FILL // warps)
     shares = torch.empty(some, 4 * size + 4, dtype=torch.float32, device=r.device)
     with device_of(r):
         _gate_backward[(some,)](
@@ -162,7 +167,7 @@ def _gains_grad(
     m, m_step, m_unit = rows(m)
     dout, dout_step, dout_unit = rows(dout)
     pad, tall, warps = _tile(size)
-    some = min(programs(r.device) * 8 // warps, triton.cdiv(n, tall))
+    some = min(triton.cdiv(n, tall), processors(r.device) * FILL // warps)
     shares = torch.empty(some, 4, size, dtype=torch.float32, device=r.device)
     with device_of(r):
         _gains_backward[(some,)](

@@ -8,8 +8,13 @@ import torch
 import triton
 from torch import Tensor
 
-from groundthink.ops.fused import Operator, device_of, differentiable, programs, rows
+from groundthink.ops.fused import Operator, device_of, differentiable, processors, rows
 from groundthink.ops.norm.triton import _head_backward, _head_forward, _rms_backward, _rms_forward
+
+TILE = 2048
+"""Elements of a tile."""
+FILL = 16
+"""Warps a multiprocessor that share the rows of a gradient."""
 
 
 def tile_of(width: int, elements: int) -> tuple[int, int, int]:
@@ -35,7 +40,7 @@ def _rms(
     add, add_step, add_unit = (None, 0, 1) if add is None else rows(add)
     z, z_step, z_unit = (None, 0, 1) if z is None else rows(z)
     n = x.numel() // width
-    pad, tall, warps = tile_of(width // groups, 2048)
+    pad, tall, warps = tile_of(width // groups, TILE)
     with device_of(x):
         _rms_forward[(triton.cdiv(n, tall), groups)](
             x, add, z, weight, out, total, n, x_step, add_step, z_step, eps,
@@ -63,8 +68,8 @@ def _rms_grad(
     z, z_step, z_unit = (None, 0, 1) if z is None else rows(z)
     dtotal, dtotal_step, dtotal_unit = (None, 0, 1) if dtotal is None else rows(dtotal)
     n = x.numel() // width
-    pad, tall, warps = tile_of(width // groups, 2048)
-    some = min(programs(x.device) * 4 // warps, triton.cdiv(n, tall))
+    pad, tall, warps = tile_of(width // groups, TILE)
+    some = min(triton.cdiv(n, tall), processors(x.device) * FILL // warps)
     shares = torch.empty(some, width, dtype=torch.float32, device=x.device)
     with device_of(x):
         _rms_backward[(some, groups)](
@@ -130,10 +135,10 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float
 
 
 def _head_tile(count: int, size: int) -> tuple[int, int, int]:
-    """Columns of a head, heads and rows of a tile; about 128 columns, 2048 elements."""
+    """Columns of a head, heads and rows of a tile; about 128 columns."""
     pad = triton.next_power_of_2(size)
     heads = max(1, min(128 // pad, triton.next_power_of_2(count)))
-    return pad, heads, max(1, 2048 // (pad * heads))
+    return pad, heads, max(1, TILE // (pad * heads))
 
 
 def _head(y: Tensor, g: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -164,7 +169,7 @@ def _head_grad(
     n = y.numel() // (count * size)
     pad, heads, tall = _head_tile(count, size)
     across = triton.cdiv(count, heads)
-    some = min(triton.cdiv(n, tall), triton.cdiv(4 * programs(y.device), across))
+    some = min(triton.cdiv(n, tall), triton.cdiv(processors(y.device) * FILL // 4, across))
     shares = torch.empty(some, 2, count * size, dtype=torch.float32, device=y.device)
     with device_of(y):
         _head_backward[(some, across)](

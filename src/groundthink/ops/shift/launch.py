@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from groundthink.ops.fused import Operator, device_of, differentiable, programs
+from groundthink.ops.fused import Operator, device_of, differentiable, processors
 from groundthink.ops.shift.triton import (
     _lerp,
     _lerp_backward,
@@ -17,7 +17,7 @@ from groundthink.ops.shift.triton import (
     _shift_backward,
 )
 
-FEW = 512
+FEW, TILE, BACK, FILL, EACH = 512, 2048, 1024, 16, 2
 TALL, STAGES, WARPS, COLS = 64, 2, 8, 128
 FTALL, FSTAGES, FWARPS, FCOL = 64, 2, 8, 64
 
@@ -44,7 +44,7 @@ def _run(
     rest = torch.empty((4, *x.shape), dtype=x.dtype, device=x.device)
     columns = _columns(size)
     across = triton.cdiv(size, columns)
-    tall = 2048 // columns
+    tall = TILE // columns
     blends = 5 if n > FEW else 1  # few tokens fill no machine
     with device_of(x):
         _premix[(triton.cdiv(n, tall), across)](
@@ -83,13 +83,13 @@ def _grad(
     direct, through, dx = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
     dlast = torch.empty_like(last)
     dhidden = torch.empty(across, *hidden.shape, dtype=x.dtype, device=x.device)
-    some = min(triton.cdiv(n, 64), triton.cdiv(programs(x.device), across * 5))
+    some = min(triton.cdiv(n, TALL), triton.cdiv(processors(x.device) * EACH, across * 5))
     shares = torch.empty(some, 5 * rank + 5, size, dtype=torch.float32, device=x.device)
     pad = max(16, triton.next_power_of_2(rank))
     w2, maa = w2.contiguous(), maa.contiguous()
     dfirst, drest = dfirst.contiguous(), drest.contiguous()
-    tall = 1024 // columns
-    few = min(triton.cdiv(n, tall), triton.cdiv(4 * programs(x.device), across))
+    tall = BACK // columns
+    few = min(triton.cdiv(n, tall), triton.cdiv(processors(x.device) * FILL // 4, across))
     dmaa_x = torch.empty(few, size, dtype=torch.float32, device=x.device)
     with device_of(x):
         _lerp_backward[(triton.cdiv(n, FTALL), triton.cdiv(size, FCOL))](
