@@ -5,22 +5,54 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from groundthink.ops.dispatch import check_shape, pick
+from groundthink.errors import UserError
+from groundthink.ops.dispatch import Op, check_shape
+from groundthink.ops.fused import choose
 from groundthink.ops.wkv6.chunked import wkv6_chunked
 from groundthink.ops.wkv6.reference import wkv6_reference
 
-BACKENDS = {"reference": wkv6_reference, "chunked": wkv6_chunked}
+
+def _in_full(op: Op) -> Op:
+    """`op` on log decays and inputs in fp32 at least, from zeros where there is no state."""
+
+    def run(r, k, v, w, u, state, reset, raw):
+        full = torch.promote_types(v.dtype, torch.float32)
+        if state is None:
+            state = v.new_zeros(*r.shape[:1], *r.shape[2:], v.shape[-1])
+        w = -w.to(full).exp() if raw else w
+        inputs = (x.to(full) for x in (r, k, v, w, u, state))
+        with torch.autocast(r.device.type, enabled=False):
+            y, state = op(*inputs, reset)
+        return y.to(v.dtype), state
+
+    return run
+
+
+def _triton(*args):
+    from groundthink.ops.wkv6.launch import wkv6_triton
+
+    return wkv6_triton(*args)
+
+
+BACKENDS = {
+    "reference": _in_full(wkv6_reference),
+    "chunked": _in_full(wkv6_chunked),
+    "triton": _triton,
+}
+LARGEST = 128
+"""Head size that the Triton form takes."""
 
 
 def wkv6(
     r: Tensor,
     k: Tensor,
     v: Tensor,
-    log_w: Tensor,
+    log_w: Tensor | None,
     u: Tensor,
     state: Tensor | None = None,
     reset: Tensor | None = None,
     *,
+    w_raw: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Multi-head WKV6: ``y_t = r_t (S + u k_t v_t^T)``, then ``S <- diag(w_t) S + k_t v_t^T``.
@@ -31,10 +63,11 @@ def wkv6(
         r: receptance [B, T, H, K].
         k: key [B, T, H, K].
         v: value [B, T, H, V].
-        log_w: natural log of the decay, <= 0, [B, T, H, K].
+        log_w: natural log of the decay, <= 0, [B, T, H, K]; None where `w_raw` is given.
         u: bonus for the current token [H, K].
         state: S before the first token [B, H, K, V]; zeros if None. fp32 (fp64 for fp64 inputs).
         reset: bool [B, T]; where true the state is zeroed before that token.
+        w_raw: the decay before its two exponentials, log w = -exp(w_raw), [B, T, H, K].
         backend: a name in ``BACKENDS``, or ``auto``.
 
     Returns:
@@ -46,22 +79,26 @@ def wkv6(
     """
     b, t, h, kdim = r.shape
     vdim = v.shape[-1]
+    if (log_w is None) == (w_raw is None):
+        raise UserError("wkv6: give the decay either as log_w or as w_raw, and None for the other")
+    w = w_raw if log_w is None else log_w
     for name, tensor, shape in (
         ("k", k, (b, t, h, kdim)),
         ("v", v, (b, t, h, vdim)),
         ("log_w", log_w, (b, t, h, kdim)),
+        ("w_raw", w_raw, (b, t, h, kdim)),
         ("u", u, (h, kdim)),
+        ("state", state, (b, h, kdim, vdim)),
+        ("reset", reset, (b, t)),
     ):
-        check_shape("wkv6", name, tensor, shape)
-    full = torch.promote_types(v.dtype, torch.float32)
-    if state is None:
-        state = v.new_zeros(b, h, kdim, vdim, dtype=full)
-    check_shape("wkv6", "state", state, (b, h, kdim, vdim))
-    if reset is not None:
-        check_shape("wkv6", "reset", reset, (b, t))
-    run = pick("wkv6", BACKENDS, backend, v.device)
-    with torch.autocast(r.device.type, enabled=False):
-        y, state = run(
-            r.to(full), k.to(full), v.to(full), log_w.to(full), u.to(full), state.to(full), reset
-        )
-    return y.to(v.dtype), state
+        if tensor is not None:
+            check_shape("wkv6", name, tensor, shape)
+    table = BACKENDS
+    if max(kdim, vdim) > LARGEST:
+        if backend == "triton":
+            raise UserError(
+                f"wkv6 backend 'triton' takes heads up to {LARGEST}, not {max(kdim, vdim)}; "
+                "use 'chunked'"
+            )
+        table = {name: run for name, run in BACKENDS.items() if name != "triton"}
+    return choose("wkv6", table, backend, v)(r, k, v, w, u, state, reset, log_w is None)

@@ -1,0 +1,213 @@
+"""WKV6 on a GPU: how the work of the kernels in `triton` is cut and launched, and its gradient.
+
+Two launches forward: the states before the chunks, then the outputs of all chunks at once. Three
+backward: the gradients of the states after the chunks, then the others, then the sum of those of
+u. Eager code calls them through an autograd function, compiled code through registered operators.
+"""
+
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from groundthink.errors import UserError
+from groundthink.ops.fused import Operator, device_of, differentiable
+from groundthink.ops.wkv6.triton import (
+    gradient_kernel,
+    output_kernel,
+    state_kernel,
+    step_kernel,
+)
+
+PROGRAMS = 132
+"""Of the state pass; sequences are cut into segments until there are so many."""
+SHORTEST = 8
+"""Chunks in a segment, at least."""
+ROWS = 64
+"""Of V, that a program of the state pass works on."""
+STATE_TUNING = {"num_warps": 4, "num_stages": 2}
+COLUMNS = 16
+"""Of a state, that a program of a single step works on."""
+
+
+def wkv6_triton(
+    r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor,
+    state: Tensor | None, reset: Tensor | None, raw: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The contract of `wkv6` in half precision or fp32; w is w_raw if `raw`, else log w.
+
+    Raises:
+        UserError: r or k is in fp64.
+    """
+    common = torch.promote_types(v.dtype, torch.promote_types(r.dtype, k.dtype))
+    if common == torch.float64:
+        raise UserError("wkv6 backend 'triton' works in fp32 at most; use 'chunked' for fp64")
+    inputs = r.to(common), k.to(common), v.to(common), w, u, state
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    y, state, _, _ = _run(*inputs, reset, raw, keep)
+    return y.to(v.dtype), state
+
+
+class _Plan(NamedTuple):
+    """How the work is cut, and what all kernels are compiled for."""
+
+    grid: tuple[int, int]
+    """Heads and chunks."""
+    segments: int
+    sizes: tuple[int, int, int, int]
+    """T, H, chunks in a segment, segments."""
+    meta: dict
+
+    @classmethod
+    def of(cls, r: Tensor, v: Tensor, reset: Tensor | None, raw: bool) -> _Plan:
+        b, t, h, k = r.shape
+        length = _length(r.dtype)
+        chunks = triton.cdiv(t, length)
+        together = triton.cdiv(chunks, max(1, min(PROGRAMS // (b * h), chunks // SHORTEST)))
+        segments = triton.cdiv(chunks, together)
+        meta = {
+            "K": k, "V": v.shape[-1], "BK": _padded(k), "BV": _padded(v.shape[-1]), "L": length,
+            "RAW": raw, "RESETS": reset is not None, "SEGMENTED": segments > 1,
+        }  # fmt: skip
+        return cls((b * h, chunks), segments, (t, h, together, segments), meta)
+
+    def options(self, dtype: torch.dtype) -> dict:
+        """What the kernels of single chunks are told beyond `meta`."""
+        return {
+            "LEVELS": self.meta["L"].bit_length() - 1,
+            "LIMIT": 8.0 if dtype == torch.float16 else 46.0,
+            "num_warps": 8 if self.meta["BK"] * self.meta["BV"] > 64 * 64 else 4,
+            "num_stages": 1,
+        }
+
+
+def _length(dtype: torch.dtype) -> int:
+    """Tokens in a chunk."""
+    return 16 if dtype == torch.float32 else 64
+
+
+def _padded(size: int) -> int:
+    """What a matrix product takes: a power of two from 16 on."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def _state_pass(
+    plan: _Plan, x: Tensor, z: Tensor, w: Tensor, reset: Tensor | None,
+    start: Tensor | None, end: Tensor | None, table: Tensor, back: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """The states around the chunks, and what makes them whole where there are segments."""
+    (bh, chunks), meta = plan.grid, plan.meta
+    bk, bv = meta["BK"], meta["BV"]
+    states = x.new_empty(bh, chunks, bv, bk)
+    sums = decays = passed = None
+    if plan.segments > 1:
+        sums = table.new_empty(bh, plan.segments, bv, bk, dtype=torch.float32)
+        decays = table.new_empty(bh, plan.segments, bk, dtype=torch.float32)
+        passed = table.new_empty(bh, chunks, bk, dtype=torch.float32)
+    rows = min(ROWS, bv)
+    state_kernel[bh, plan.segments, bv // rows](
+        x, z, w, reset, start, end, table, states, sums, decays, passed, *plan.sizes, **meta,
+        ROWS=rows, START=start is not None, END=end is not None, BACK=back,
+        **STATE_TUNING,
+    )  # fmt: skip
+    return states, sums, decays, passed
+
+
+def _launch_forward(
+    r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor,
+    state: Tensor | None, reset: Tensor | None, raw: bool, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """y, the state after, and for the gradient the states before the chunks and a table."""
+    b, t, h, kdim = r.shape
+    r, k, v, w, u = (x.contiguous() for x in (r, k, v, w, u))
+    state = None if state is None else state.float().contiguous()
+    reset = None if reset is None else reset.contiguous()
+    y, last = torch.empty_like(v), u.new_empty(b, h, kdim, v.shape[-1], dtype=torch.float32)
+    if b == 0 or (t == 1 and not keep):
+        if b:
+            _launch_step(r, k, v, w, u, state, reset, raw, y, last)
+        return y, last, r.new_empty(0), r.new_empty(0)
+    plan = _Plan.of(r, v, reset, raw)
+    table = r.new_empty(2, plan.meta["L"], plan.meta["L"])
+    with device_of(r):
+        states, *rest = _state_pass(plan, k, v, w, reset, state, last, table, back=False)
+        output_kernel[plan.grid](
+            r, k, v, w, u, reset, state, last, table, states, *rest, y, *plan.sizes, **plan.meta,
+            START=state is not None, **plan.options(r.dtype),
+        )  # fmt: skip
+    return y, last, states, table
+
+
+def _launch_step(r, k, v, w, u, state, reset, raw, y, last):
+    b, _, h, kdim = r.shape
+    vdim = v.shape[-1]
+    with device_of(r):
+        step_kernel[b * h, triton.cdiv(vdim, COLUMNS)](
+            r, k, v, w, u, state, reset, y, last, h, K=kdim, V=vdim, BK=_padded(kdim),
+            COLUMNS=COLUMNS, RAW=raw, START=state is not None, RESETS=reset is not None,
+        )  # fmt: skip
+
+
+def _launch_backward(
+    r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, reset: Tensor | None,
+    states: Tensor, table: Tensor, dy: Tensor | None, dlast: Tensor | None, raw: bool,
+    want_dfirst: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of r, k, v, w, u and, if wanted, of the state before."""
+    b, _, h, kdim = r.shape
+    r, k, v, w, u = (x.contiguous() for x in (r, k, v, w, u))
+    reset = None if reset is None else reset.contiguous()
+    dy = torch.zeros_like(v) if dy is None else dy.contiguous()
+    dlast = None if dlast is None else dlast.contiguous()
+    dr, dk, dv, dw = (torch.empty_like(x) for x in (r, k, v, w))
+    dfirst = u.new_empty((b, h, kdim, v.shape[-1]) if want_dfirst else 0, dtype=torch.float32)
+    if b == 0:
+        return dr, dk, dv, dw, torch.zeros_like(u), dfirst
+    plan = _Plan.of(r, v, reset, raw)
+    du = u.new_empty(b, plan.grid[1], h, kdim, dtype=torch.float32)
+    end = dfirst if want_dfirst else None
+    with device_of(r):
+        dstates, *rest = _state_pass(plan, r, dy, w, reset, dlast, end, table, back=True)
+        gradient_kernel[plan.grid](
+            r, k, v, w, u, reset, dlast, end, table, states, dstates, *rest,
+            dy, dr, dk, dv, dw, du, *plan.sizes, **plan.meta,
+            DEND=dlast is not None, DSTART=want_dfirst, **plan.options(r.dtype),
+        )  # fmt: skip
+        du = du.sum((0, 1), dtype=torch.float32).to(u.dtype)
+    return dr, dk, dv, dw, du, dfirst
+
+
+def _setup(ctx, inputs, outputs):
+    r, k, v, w, u, _, reset, ctx.raw, _ = inputs
+    ctx.save_for_backward(r, k, v, w, u, reset, *outputs[2:])
+
+
+def _pull_back(ctx, dy, dlast, *_):
+    wanted = ctx.needs_input_grad[5]
+    *grads, dfirst = _backward_operator(*ctx.saved_tensors, dy, dlast, ctx.raw, wanted)
+    return *grads, dfirst if wanted else None, None, None, None
+
+
+def _fake_forward(r, k, v, w, u, state, reset, raw, keep):
+    b, t, h, kdim = r.shape
+    last = u.new_empty(b, h, kdim, v.shape[-1], dtype=torch.float32)
+    if b == 0 or (t == 1 and not keep):
+        return v.new_empty(v.shape), last, r.new_empty(0), r.new_empty(0)
+    length, sizes = _length(r.dtype), (_padded(v.shape[-1]), _padded(kdim))
+    states = r.new_empty(b * h, -(-t // length), *sizes)
+    return v.new_empty(v.shape), last, states, r.new_empty(2, length, length)
+
+
+def _fake_backward(r, k, v, w, u, reset, states, table, dy, dlast, raw, want_dfirst):
+    b, _, h, kdim = r.shape
+    dfirst = u.new_empty((b, h, kdim, v.shape[-1]) if want_dfirst else 0, dtype=torch.float32)
+    return *(x.new_empty(x.shape) for x in (r, k, v, w, u)), dfirst
+
+
+_run = differentiable(Operator("wkv6_triton", _launch_forward, _fake_forward), _setup, _pull_back)
+_backward_operator = Operator("wkv6_triton_backward", _launch_backward, _fake_backward)
