@@ -10,9 +10,9 @@ from groundthink.bench.config import BenchOps
 from groundthink.bench.measure import Results
 from groundthink.errors import UserError
 from groundthink.ops.wkv6 import BACKENDS
-from groundthink.ops.wkv6.chunked import wkv6_chunked
 
 CPU = torch.device("cpu")
+CHUNKED = BACKENDS["chunked"]
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def tiny(monkeypatch):
     """A small case with a backend that is wrong by one part in a thousand."""
 
     def planted(*args):
-        y, state = wkv6_chunked(*args)
+        y, state = CHUNKED(*args)
         return y * 1.001, state
 
     monkeypatch.setitem(BACKENDS, "planted", planted)

@@ -100,13 +100,14 @@ def test_no_state_is_the_zero_state(name):
 @pytest.mark.tiny
 @every_layer
 def test_a_token_never_changes_an_earlier_output(name):
-    layer = noisy(name, torch.float32)
-    x, reset = inputs(80, torch.float32)
+    """Beyond rounding, which tokens of a chunk share: their decays have one reference."""
+    layer = noisy(name)
+    x, reset = inputs(80)
     changed = x.clone()
     changed[:, 50] += 1
     before, after = layer(x, None, reset)[0], layer(changed, None, reset)[0]
-    assert torch.equal(before[:, :50], after[:, :50])
-    assert not torch.equal(before[:, 50], after[:, 50])
+    torch.testing.assert_close(before[:, :50], after[:, :50], rtol=0, atol=1e-13)
+    assert (before[:, 50] - after[:, 50]).abs().max() > 1e-3
 
 
 @pytest.mark.tiny

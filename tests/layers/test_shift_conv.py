@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from groundthink.layers.conv import causal_conv
 from groundthink.layers.shift import token_shift
+from groundthink.ops.conv import conv_silu
 
 BATCH, CHANNELS, WIDTH = 2, 6, 4
 
@@ -23,7 +23,7 @@ def make(steps, resets=True, dtype=torch.float64):
     return normal(BATCH, steps, CHANNELS), normal(CHANNELS, WIDTH), normal(CHANNELS), window, reset
 
 
-def conv_oracle(x, weight, bias, window, reset):
+def window_oracle(x, weight, bias, window, reset):
     """One token at a time: zero the window at a reset, push the token, weigh."""
     out = []
     for t in range(x.shape[1]):
@@ -35,10 +35,15 @@ def conv_oracle(x, weight, bias, window, reset):
     return torch.stack(out, dim=1), window
 
 
+def conv_oracle(*args):
+    y, window = window_oracle(*args)
+    return F.silu(y), window
+
+
 def shift_oracle(x, last, reset):
     """The convolution whose only tap is one token ago."""
     weight = x.new_tensor([1.0, 0.0]).expand(x.shape[-1], 2)
-    shifted, window = conv_oracle(x, weight, torch.zeros_like(last[0]), last[..., None], reset)
+    shifted, window = window_oracle(x, weight, torch.zeros_like(last[0]), last[..., None], reset)
     return shifted, window[..., 0]
 
 
@@ -56,7 +61,7 @@ def in_pieces(op, x, carry, reset, sizes):
 def test_values_and_gradients_equal_the_token_by_token_oracle(steps, resets):
     x, weight, bias, window, reset = make(steps, resets)
     for op, oracle, inputs in (
-        (causal_conv, conv_oracle, (x, weight, bias, window)),
+        (conv_silu, conv_oracle, (x, weight, bias, window)),
         (token_shift, shift_oracle, (x, window[..., 0])),
     ):
         inputs = [tensor.clone().requires_grad_() for tensor in inputs]
@@ -73,8 +78,8 @@ def test_values_and_gradients_equal_the_token_by_token_oracle(steps, resets):
 def test_convolution_equals_torch_conv1d():
     x, weight, bias, window, _ = make(9)
     padded = torch.cat((window, x.transpose(1, 2)), dim=2)
-    expected = F.conv1d(padded, weight[:, None], bias, groups=CHANNELS).transpose(1, 2)
-    torch.testing.assert_close(causal_conv(x, weight[:, None], bias, window)[0], expected)
+    expected = F.silu(F.conv1d(padded, weight[:, None], bias, groups=CHANNELS)).transpose(1, 2)
+    torch.testing.assert_close(conv_silu(x, weight, bias, window)[0], expected)
 
 
 @pytest.mark.tiny
@@ -82,7 +87,7 @@ def test_convolution_equals_torch_conv1d():
 def test_whole_equals_pieces(sizes):
     x, weight, bias, window, reset = make(17)
     for op, carry in (
-        (lambda x, carry, reset: causal_conv(x, weight, bias, carry, reset), window),
+        (lambda x, carry, reset: conv_silu(x, weight, bias, carry, reset), window),
         (token_shift, window[..., 0]),
     ):
         pieces = in_pieces(op, x, carry, reset, sizes)
@@ -94,7 +99,7 @@ def test_window_after_a_reset_holds_zeros_for_what_lies_before_it():
     x, weight, bias, window, _ = make(5)
     reset = torch.zeros(BATCH, 5, dtype=torch.bool)
     reset[:, 3] = True
-    carried = causal_conv(x, weight, bias, window, reset)[1]
+    carried = conv_silu(x, weight, bias, window, reset)[1]
     expected = torch.cat((torch.zeros_like(x[:, :1]), x[:, 3:]), dim=1).transpose(1, 2)
     assert torch.equal(carried, expected)
 
@@ -103,17 +108,15 @@ def test_window_after_a_reset_holds_zeros_for_what_lies_before_it():
 def test_gradcheck():
     x, weight, bias, window, reset = make(5)
     inputs = [tensor.requires_grad_() for tensor in (x, weight, bias, window)]
-    assert torch.autograd.gradcheck(lambda *args: causal_conv(*args, reset), inputs)
+    assert torch.autograd.gradcheck(lambda *args: conv_silu(*args, reset), inputs)
 
 
 @pytest.mark.tiny
 def test_dtypes_of_output_and_state():
     x, weight, bias, window, reset = make(40, dtype=torch.float32)
-    y, carried = causal_conv(x.bfloat16(), weight, bias, window, reset)
+    y, carried = conv_silu(x.bfloat16(), weight, bias, window, reset)
     assert (y.dtype, carried.dtype) == (torch.bfloat16, torch.float32)
-    exact = causal_conv(
-        x.bfloat16().double(), weight.double(), bias.double(), window.double(), reset
-    )
+    exact = conv_silu(x.bfloat16().double(), weight.double(), bias.double(), window.double(), reset)
     torch.testing.assert_close(y.double(), exact[0], rtol=2**-8, atol=1e-5)  # rounded once
     shifted, last = token_shift(x.bfloat16(), window[..., 0], reset)
     assert (shifted.dtype, last.dtype) == (torch.bfloat16, torch.float32)
@@ -122,16 +125,16 @@ def test_dtypes_of_output_and_state():
 @pytest.mark.tiny
 def test_carried_state_does_not_keep_the_sequence_alive():
     x, weight, bias, window, reset = make(40)
-    for carry in (causal_conv(x, weight, bias, window, reset)[1], token_shift(x, x[:, 0])[1]):
+    for carry in (conv_silu(x, weight, bias, window, reset)[1], token_shift(x, x[:, 0])[1]):
         assert carry.untyped_storage().nbytes() == carry.nbytes
 
 
 @pytest.mark.slow
 def test_compiles_without_a_graph_break():
     x, weight, bias, window, reset = make(20, dtype=torch.float32)
-    compiled = torch.compile(causal_conv, fullgraph=True)
+    compiled = torch.compile(conv_silu, fullgraph=True)
     results = []
-    for op in (causal_conv, compiled):
+    for op in (conv_silu, compiled):
         inputs = [tensor.clone().requires_grad_() for tensor in (x, weight, bias, window)]
         y, carried = op(*inputs, reset)
         results.append((y, carried, *torch.autograd.grad(y.square().sum() + carried.sum(), inputs)))

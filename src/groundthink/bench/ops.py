@@ -16,6 +16,7 @@ from groundthink.bench.measure import Results, Say, race, ratio, spread, stopwat
 from groundthink.device import pick_device
 from groundthink.errors import unknown
 from groundthink.ops import ssd, wkv6
+from groundthink.ops.dispatch import able
 from groundthink.ops.ssd import BACKENDS as SSD_BACKENDS
 from groundthink.ops.testing import REGIMES, log_decays, relative_rms
 from groundthink.ops.wkv6 import BACKENDS as WKV6_BACKENDS
@@ -87,7 +88,8 @@ def measure(name: str, config: BenchOps, device: torch.device, results: Results,
     inputs = [x.float() for x in exact]
     oracle = pass_both_ways(op, [x.double() for x in inputs], "reference")
     laps = {}
-    for backend in backends:
+    names = able(backends, device)
+    for backend in names:
         values = pass_both_ways(op, inputs, backend)
         error = max(relative_rms(x, y) for x, y in zip(values, oracle, strict=True))
         if not error <= BOUND:
@@ -103,7 +105,7 @@ def measure(name: str, config: BenchOps, device: torch.device, results: Results,
         for backend in (b for b in seconds if b != "reference"):
             gain = ratio(seconds[backend], seconds["reference"])
             results.add(f"{name}, {backend} over reference", "x", gain)
-    return len(laps) == len(backends)
+    return len(laps) == len(names)
 
 
 def pass_both_ways(op: Callable, inputs: list[Tensor], backend: str) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from groundthink.diagnose.components import branches, grad_rms, parallel, ratio
 from groundthink.diagnose.tape import Tape, tape
-from groundthink.models.fusion import Fusion
+from groundthink.models.hybrid import Block
 
 Layers = list[float | None]
 """One number a layer; None where the layer has none."""
@@ -46,8 +46,8 @@ class Balance:
 
 
 def patterns(model: nn.Module) -> list[str]:
-    """What to tape: the branches and, where both meet, the fusion."""
-    return [f"blocks.*.{name}" for name in branches(model) + ["fusion"] * parallel(model)]
+    """What to tape: the branches. Not the fusion, which runs in one pass while nobody listens."""
+    return [f"blocks.*.{name}" for name in branches(model)]
 
 
 def output_rms(model: nn.Module, calls: Tape, name: str) -> Layers:
@@ -66,13 +66,13 @@ def shares(model: nn.Module, calls: Tape) -> tuple[Layers, Layers]:
     The effective share is ||r_part|| / (||r_part|| + ||m_part||), the norms of what is added.
     """
     gates, effective = {}, {}
-    for where, (call,) in calls.items():
-        if where.endswith(".fusion"):
-            fusion = model.get_submodule(where)
-            assert isinstance(fusion, Fusion)
-            gates[where] = fusion.share(*call.inputs)
-            r, m = (part.float().norm() for part in fusion.parts(*call.inputs))
-            effective[where] = r / (r + m)
+    for where, block in model.get_submodule("blocks").named_children():
+        if isinstance(block, Block) and block.parallel:
+            outputs = (calls[f"blocks.{where}.{name}"][0].output[0] for name in block.mixers)
+            normed = block.normed(*outputs)
+            gates[f"blocks.{where}"] = block.fusion.share(*normed)
+            r, m = (part.float().norm() for part in block.fusion.parts(*normed))
+            effective[f"blocks.{where}"] = r / (r + m)
     return by_layer(model, gates), by_layer(model, effective)
 
 

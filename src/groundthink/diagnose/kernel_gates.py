@@ -13,6 +13,7 @@ from groundthink.diagnose.components import branches
 from groundthink.diagnose.registry import Subject, gate, worst
 from groundthink.errors import UserError
 from groundthink.ops import ssd, wkv6
+from groundthink.ops.dispatch import able
 from groundthink.ops.ssd import BACKENDS as SSD_BACKENDS
 from groundthink.ops.testing import log_decays, relative_rms
 from groundthink.ops.wkv6 import BACKENDS as WKV6_BACKENDS
@@ -35,7 +36,7 @@ def kernels(subject: Subject) -> list[Finding]:
     return [
         agreement(subject, branch, backend, quantity)
         for branch in present
-        for backend in BACKENDS[branch]
+        for backend in tried(subject, branch)
         for quantity in PRECISIONS
     ]
 
@@ -44,6 +45,13 @@ def asked(subject: Subject, branch: str) -> set[str]:
     """Backends that the mixers of a branch ask for."""
     mixers = (getattr(block, branch, None) for block in subject.model.blocks)
     return {mixer.backend for mixer in mixers if mixer is not None}
+
+
+def tried(subject: Subject, branch: str) -> list[str]:
+    """The backends that can run on the device of the model, and those it asks for."""
+    device = next(subject.model.parameters()).device
+    names = dict.fromkeys((*able(BACKENDS[branch], device), *asked(subject, branch)))
+    return [name for name in names if name != "auto"]
 
 
 def agreement(subject: Subject, branch: str, backend: str, quantity: str) -> Finding:

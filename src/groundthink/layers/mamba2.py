@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundthink.errors import UserError
-from groundthink.layers.conv import causal_conv
 from groundthink.layers.norms import GatedRMSNorm
+from groundthink.ops.conv import conv_silu_dt
+from groundthink.ops.dispatch import around
 from groundthink.ops.ssd import ssd
 
 
@@ -95,13 +96,24 @@ class Mamba2(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """x [B, T, C] -> y [B, T, C] and the state after the last token."""
         state = state or self.init_state(x.shape[0])
-        z, xbc, dt = self.in_proj(x).split(self.splits[0], dim=-1)
-        xbc, window = causal_conv(xbc, self.conv1d.weight, self.conv1d.bias, state["conv"], reset)  # pyright: ignore
-        u, b, c = F.silu(xbc).split(self.splits[1], dim=-1)
-        full = torch.promote_types(self.dt_bias.dtype, torch.float32)
+        around_it = around(self.backend)
+        # Three products: a gradient that is cut from one would first be gathered for it.
+        z, xbc, dt = (F.linear(x, w) for w in self.in_proj.weight.split(self.splits[0]))
+        xbc, dt, window = conv_silu_dt(
+            xbc,
+            dt,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,  # pyright: ignore
+            self.dt_bias,
+            state["conv"],
+            reset,
+            backend=around_it,
+        )
+        u, b, c = xbc.split(self.splits[1], dim=-1)
+        full = torch.promote_types(self.A_log.dtype, torch.float32)
         y, ssm = ssd(
             u.unflatten(-1, self.heads),
-            F.softplus(dt.to(full) + self.dt_bias),
+            dt,
             -torch.exp(self.A_log.to(full)),
             b.unflatten(-1, self.groups),
             c.unflatten(-1, self.groups),
@@ -110,4 +122,5 @@ class Mamba2(nn.Module):
             reset,
             backend=self.backend,
         )
-        return self.out_proj(self.norm(y.flatten(-2), z)), {"ssm": ssm, "conv": window}
+        y = self.norm(y.flatten(-2), z, around_it)
+        return self.out_proj(y), {"ssm": ssm, "conv": window}

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from groundthink.ops.fusion import token_gate
+
 
 class Fusion(nn.Module):
     """y = r_part + m_part. Subclasses define `parts` and `init_weights`."""
@@ -29,10 +31,21 @@ class Fusion(nn.Module):
         r_part, m_part = self.parts(r, m)
         return r_part + m_part
 
+    def join(self, x: Tensor, r: Tensor, m: Tensor, norms: nn.ModuleList | None) -> Tensor:
+        """x plus the fusion of r and m, each after its own of the two `norms` if there are any."""
+        if norms is not None:
+            r, m = norms[0](r), norms[1](m)
+        return x + self(r, m)
+
     def share(self, r: Tensor, m: Tensor) -> Tensor:
         """RWKV share in [0, 1], a scalar: norm of the RWKV part over the sum of both norms."""
         r_part, m_part = (part.float().norm() for part in self.parts(r, m))
         return r_part / (r_part + m_part)
+
+
+def _listened(module: nn.Module) -> bool:
+    """Whether the module or a part of it has a forward hook."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
 class Gains(Fusion):
@@ -82,6 +95,15 @@ class Gated(Fusion):
 
     def forward(self, r: Tensor, m: Tensor) -> Tensor:
         return m + self.gate(r, m) * (r - m)
+
+    def join(self, x: Tensor, r: Tensor, m: Tensor, norms: nn.ModuleList | None) -> Tensor:
+        """In one pass, unless somebody listens to a part of it."""
+        if self.width is None or _listened(self) or (norms is not None and _listened(norms)):
+            return super().join(x, r, m, norms)
+        norm_r, norm_m = (None, None) if norms is None else (norm.weight for norm in norms)
+        eps = 0.0 if norms is None else norms[0].eps
+        proj = self.gate.proj
+        return token_gate(x, r, m, norm_r, norm_m, proj.weight, proj.bias, eps)[0]  # pyright: ignore
 
     def share(self, r: Tensor, m: Tensor) -> Tensor:
         """RWKV share in [0, 1], a scalar: the mean gate."""

@@ -68,7 +68,7 @@ class Block(nn.Module):
         self.norm1 = make_norm(c.norm, c.d_model, c.norm_eps)
         for name in mixers:
             self.add_module(name, make_mixer(name, c, layer, backend))
-        if len(mixers) == 2:
+        if self.parallel:
             if c.branch_norm == "rms":
                 self.branch_norm = nn.ModuleList(RMSNorm(c.d_model, c.norm_eps) for _ in mixers)
             self.fusion = FUSIONS[c.fusion](c.d_model, gate_init(c, layer))
@@ -77,6 +77,17 @@ class Block(nn.Module):
         if c.ffn != "none":
             self.norm2 = make_norm(c.norm, c.d_model, c.norm_eps)
             self.ffn = make_ffn(c, layer)
+
+    @property
+    def parallel(self) -> bool:
+        """Whether two mixers run side by side and are fused."""
+        return len(self.mixers) == 2
+
+    def normed(self, r: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs of the branches after their norms, if they have them."""
+        if not hasattr(self, "branch_norm"):
+            return r, m
+        return self.branch_norm[0](r), self.branch_norm[1](m)
 
     def init_state(self, batch: int) -> LayerState:
         names = [*self.mixers, "ffn"] if hasattr(self, "ffn") else self.mixers
@@ -92,11 +103,13 @@ class Block(nn.Module):
         for name in self.mixers:
             y, new[name] = getattr(self, name)(normed, old.get(name), reset)
             branches.append(y)
-        if hasattr(self, "branch_norm"):
-            branches = [norm(y) for norm, y in zip(self.branch_norm, branches, strict=True)]
-        x = x + (self.fusion(*branches) if hasattr(self, "fusion") else branches[0])
-        if hasattr(self, "mamba_direct"):
-            x = x + self.mamba_direct * branches[1]
+        if not self.parallel:
+            x = x + branches[0]
+        elif hasattr(self, "mamba_direct"):
+            r, m = self.normed(*branches)
+            x = self.fusion.join(x, r, m, None) + self.mamba_direct * m
+        else:
+            x = self.fusion.join(x, branches[0], branches[1], getattr(self, "branch_norm", None))
         if hasattr(self, "ffn"):
             y, new["ffn"] = self.ffn(self.norm2(x), old.get("ffn"), reset)
             x = x + y
@@ -171,17 +184,21 @@ def named_states(
         gate [L] (mean RWKV share of each parallel layer over this call), each where the model has
         it, and `state`, the whole tree.
     """
-    shares: list[Tensor] = []
+    branches: dict[Block, list[Tensor]] = {}
+    blocks = [block for block in model.modules() if isinstance(block, Block) and block.parallel]
     hooks = [
-        module.register_forward_hook(lambda fusion, args, _: shares.append(fusion.share(*args)))
-        for name, module in model.named_modules()
-        if name.endswith(".fusion")
+        getattr(block, name).register_forward_hook(
+            lambda _, args, output, block=block: branches.setdefault(block, []).append(output[0])
+        )
+        for block in blocks
+        for name in block.mixers
     ]
     try:
         logits, new = model(tokens, state, reset)
     finally:
         for hook in hooks:
             hook.remove()
+    shares = [block.fusion.share(*block.normed(*branches[block])) for block in blocks]
     stacks = {
         "rwkv_state": new.part("rwkv6", "wkv"),
         "mamba_state": new.part("mamba2", "ssm"),

@@ -36,6 +36,16 @@ def pick(op: str, table: Mapping[str, Op], backend: str, device: torch.device) -
     return table[backend]
 
 
+def around(backend: str) -> str:
+    """The backend of the ops around a recurrence that runs on `backend`: they have no chunks."""
+    return "eager" if backend == "chunked" else backend
+
+
+def able(table: Mapping[str, Op], device: torch.device) -> list[str]:
+    """The backends of a table that can run on a device."""
+    return [name for name in table if name != "triton" or not triton_obstacle(device)]
+
+
 def check_backend(op: str, table: Mapping[str, Op], backend: str) -> None:
     """Raise UserError unless the table has the backend."""
     if backend != "auto" and backend not in table:

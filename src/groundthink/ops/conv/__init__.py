@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from groundthink.errors import UserError
-from groundthink.ops.conv import reference
+from groundthink.ops.conv import eager, reference
 from groundthink.ops.dispatch import check_shape
 from groundthink.ops.fused import choose
 
@@ -22,10 +22,12 @@ def _kernels():
 BACKENDS = {
     "conv_silu": {
         "reference": reference.conv_silu,
+        "eager": eager.conv_silu,
         "triton": lambda *args: _kernels().conv_silu(*args),
     },
     "conv_silu_dt": {
         "reference": reference.conv_silu_dt,
+        "eager": eager.conv_silu_dt,
         "triton": lambda *args: _kernels().conv_silu_dt(*args),
     },
 }

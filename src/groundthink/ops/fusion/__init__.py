@@ -10,7 +10,7 @@ from torch import Tensor
 from groundthink.errors import UserError
 from groundthink.ops.dispatch import check_shape
 from groundthink.ops.fused import choose
-from groundthink.ops.fusion import reference
+from groundthink.ops.fusion import eager, reference
 
 
 def _kernels():
@@ -22,6 +22,7 @@ def _kernels():
 BACKENDS = {
     "token_gate": {
         "reference": reference.token_gate,
+        "eager": eager.token_gate,
         "triton": lambda *args: _kernels().token_gate(*args),
     },
     "channel_gate": {

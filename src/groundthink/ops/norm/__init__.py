@@ -8,7 +8,7 @@ from torch import Tensor
 from groundthink.errors import UserError
 from groundthink.ops.dispatch import check_shape
 from groundthink.ops.fused import choose
-from groundthink.ops.norm import reference
+from groundthink.ops.norm import eager, reference
 
 
 def _kernels():
@@ -20,18 +20,22 @@ def _kernels():
 BACKENDS = {
     "rms_norm": {
         "reference": reference.rms_norm,
+        "eager": eager.rms_norm,
         "triton": lambda *args: _kernels().rms_norm(*args),
     },
     "add_rms_norm": {
         "reference": reference.add_rms_norm,
+        "eager": eager.add_rms_norm,
         "triton": lambda *args: _kernels().add_rms_norm(*args),
     },
     "gated_rms_norm": {
         "reference": reference.gated_rms_norm,
+        "eager": eager.gated_rms_norm,
         "triton": lambda *args: _kernels().gated_rms_norm(*args),
     },
     "head_norm_gate": {
         "reference": reference.head_norm_gate,
+        "eager": eager.head_norm_gate,
         "triton": lambda *args: _kernels().head_norm_gate(*args),
     },
 }

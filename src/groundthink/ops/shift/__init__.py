@@ -7,7 +7,7 @@ from torch import Tensor
 
 from groundthink.ops.dispatch import check_shape
 from groundthink.ops.fused import choose
-from groundthink.ops.shift import reference
+from groundthink.ops.shift import eager, reference
 
 
 def _kernels():
@@ -23,6 +23,7 @@ BACKENDS = {
     },
     "project": {
         "reference": reference.project,
+        "eager": eager.project,
         "triton": lambda *args: _kernels().project(*args),
     },
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from groundthink.ops.fused import Operator, differentiable
 from groundthink.ops.ssd import mild, pairs
 from groundthink.ops.ssd.layout import room, states_shape
 from groundthink.ops.ssd.reference import ssd_reference
@@ -29,7 +30,7 @@ def ssd_chunked(
     if x.shape[1] == 1:
         with torch.autocast(x.device.type, enabled=False):
             return ssd_reference(x, dt, A, B, C, D, state, reset)
-    y, state, _, _ = _forward(x, dt, A, B, C, D, state, reset)
+    y, state, _, _ = _scan(x, dt, A, B, C, D, state, reset)
     return y, state
 
 
@@ -39,7 +40,6 @@ def _mild_exponents(dt: Tensor, A: Tensor, groups: int) -> Tensor | None:
     return a if a.abs().max() <= mild.LIMIT else None  # false for NaN
 
 
-@torch.library.custom_op("groundthink::ssd_chunked", mutates_args=())
 def _forward(
     x: Tensor,
     dt: Tensor,
@@ -58,7 +58,6 @@ def _forward(
         return mild.forward(a, x, dt, A, B, C, D, state, reset)
 
 
-@torch.library.custom_op("groundthink::ssd_chunked_backward", mutates_args=())
 def _backward(
     x: Tensor,
     dt: Tensor,
@@ -83,20 +82,17 @@ def _backward(
     return tuple(grad.contiguous() for grad in grads)  # pyright: ignore
 
 
-@_forward.register_fake
-def _(x, dt, A, B, C, D, state, reset):
+def _forward_fake(x, dt, A, B, C, D, state, reset):
     return room(x), room(state), x.new_empty(states_shape(x, B)), room(x)
 
 
-@_backward.register_fake
-def _(x, dt, A, B, C, D, reset, final, states, core, dy, dfinal):
+def _backward_fake(x, dt, A, B, C, D, reset, final, states, core, dy, dfinal):
     return *(room(t) for t in (x, dt, A, B, C)), room(A), room(final)
 
 
 def _save(ctx, inputs, output):
     x, dt, A, B, C, D, _, reset = inputs
     _, final, states, core = output
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, dt, A, B, C, D, reset, final, states, core)
 
 
@@ -104,8 +100,9 @@ def _pull_back(ctx, dy, dfinal, *_):
     x, _, _, _, _, D, _, final, _, _ = ctx.saved_tensors
     dy = torch.zeros_like(x) if dy is None else dy
     dfinal = torch.zeros_like(final) if dfinal is None else dfinal
-    dx, ddt, dA, dB, dC, dD, dstate = _backward(*ctx.saved_tensors, dy, dfinal)
+    dx, ddt, dA, dB, dC, dD, dstate = _backward_op(*ctx.saved_tensors, dy, dfinal)
     return dx, ddt, dA, dB, dC, None if D is None else dD, dstate, None
 
 
-_forward.register_autograd(_pull_back, setup_context=_save)
+_backward_op = Operator("ssd_chunked_backward", _backward, _backward_fake)
+_scan = differentiable(Operator("ssd_chunked", _forward, _forward_fake), _save, _pull_back)

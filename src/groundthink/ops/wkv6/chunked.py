@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from groundthink.ops.fused import Operator, differentiable
 from groundthink.ops.wkv6 import segment
 from groundthink.ops.wkv6.segment import Cuts, Rows
 
@@ -29,7 +30,7 @@ def wkv6_chunked(
     """Chunked form of `wkv6_reference`, same arguments: fp32 or fp64, any T >= 1, any decay."""
     if r.shape[1] == 1:
         return _step(r, k, v, log_w, u, state, reset)
-    y, state, _ = _forward(r, k, v, log_w, u, state, reset)
+    y, state, _ = _scan(r, k, v, log_w, u, state, reset)
     return y, state
 
 
@@ -45,7 +46,6 @@ def _step(
     return y.transpose(1, 2), torch.addcmul(kv, w.mT, state)
 
 
-@torch.library.custom_op("groundthink::wkv6_chunked", mutates_args=())
 def _forward(
     r: Tensor,
     k: Tensor,
@@ -67,7 +67,6 @@ def _forward(
     return y, state.clone(), states
 
 
-@torch.library.custom_op("groundthink::wkv6_chunked_backward", mutates_args=())
 def _backward(
     r: Tensor,
     k: Tensor,
@@ -97,19 +96,16 @@ def _backward(
     return dr, dk, dv, dlog_w, du, dstate.clone()
 
 
-@_forward.register_fake
-def _(r, k, v, log_w, u, state, reset):
+def _forward_fake(r, k, v, log_w, u, state, reset):
     return _room(v), torch.empty_like(state), _Layout.of(r).states(state)
 
 
-@_backward.register_fake
-def _(r, k, v, log_w, u, reset, states, dy, dstate):
+def _backward_fake(r, k, v, log_w, u, reset, states, dy, dstate):
     return _room(r), _room(k), _room(v), _room(log_w), torch.empty_like(u), _room(dstate)
 
 
 def _save(ctx, inputs, output):
     r, k, v, log_w, u, _, reset = inputs
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(r, k, v, log_w, u, reset, output[-1])
 
 
@@ -117,10 +113,11 @@ def _pull_back(ctx, dy, dfinal, _):
     r, k, v, log_w, u, reset, states = ctx.saved_tensors
     dy = torch.zeros_like(v) if dy is None else dy
     dfinal = torch.zeros_like(states[0]) if dfinal is None else dfinal
-    return (*_backward(r, k, v, log_w, u, reset, states, dy, dfinal), None)
+    return (*_backward_op(r, k, v, log_w, u, reset, states, dy, dfinal), None)
 
 
-_forward.register_autograd(_pull_back, setup_context=_save)
+_backward_op = Operator("wkv6_chunked_backward", _backward, _backward_fake)
+_scan = differentiable(Operator("wkv6_chunked", _forward, _forward_fake), _save, _pull_back)
 
 
 def _room(x: Tensor) -> Tensor:
