@@ -8,7 +8,7 @@ import torch
 from kernel_laws import DEVICE, HALF, normal
 
 from groundthink.errors import UserError
-from groundthink.ops.shift import BACKENDS, ddlerp, project
+from groundthink.ops.shift import BACKENDS, ddlerp, project, raw_decay
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS["ddlerp"])
 
@@ -156,6 +156,40 @@ def test_projections_are_those_of_the_blends(backend):
         torch.testing.assert_close(product, y @ weight.t())
 
 
+def make_decay(batch, steps, size, width, rank, dtype=torch.float32):
+    x = normal(batch, steps, size, dtype=dtype)
+    w1, w2 = normal(size, rank, scale=size**-0.5), normal(rank, width, scale=rank**-0.5)
+    return x, normal(width), w1, w2
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("shape", [(2, 15, 48, 48, 8), (3, 1, 16, 40, 64), (1, 130, 70, 33, 5)])
+def test_raw_decay_equals_the_fp64_reference(shape):
+    kernel_laws.equals_the_reference(raw_decay, make_decay(*shape))
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_raw_decay_in_half_precision_repeats_and_compiles():
+    args = make_decay(2, 70, 32, 32, 16, HALF)
+    kernel_laws.equals_the_reference(raw_decay, args, HALF)
+    kernel_laws.repeats_bitwise(raw_decay, args)
+    kernel_laws.compiles(raw_decay, args)
+    empty = kernel_laws.differentiable(make_decay(0, 4, 32, 32, 16))
+    assert not kernel_laws.step(raw_decay, empty, backend="triton")[1][1].any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "shape", [(8, 1, 128, 128, 64), (3, 1000, 192, 192, 64), (16, 1024, 768, 768, 64)]
+)
+def test_raw_decay_in_bf16_on_the_gpu(shape):
+    args = make_decay(*shape, torch.bfloat16)
+    kernel_laws.equals_the_reference(raw_decay, args, torch.bfloat16)
+    kernel_laws.repeats_bitwise(raw_decay, args)
+    kernel_laws.captures(raw_decay, args)
+    kernel_laws.compiles(raw_decay, args)
+
+
 @pytest.mark.tiny
 def test_misfits_are_named():
     names = ("x", "last", "maa_x", "w1", "w2", "maa", "reset")
@@ -163,6 +197,9 @@ def test_misfits_are_named():
     for name in names[1:]:
         with pytest.raises(UserError, match=f"ddlerp: {name} has shape"):
             ddlerp(**{**good, name: good[name][..., :-1]})
+    x, bias, w1, w2 = make_decay(2, 4, 16, 16, 8)
+    with pytest.raises(UserError, match="raw_decay: w2 has shape"):
+        raw_decay(x, bias, w1, w2[1:])
     weights = [normal(16, 16) for _ in range(4)]
     weights[2] = weights[2][1:]
     with pytest.raises(UserError, match="project: weight of r has shape"):

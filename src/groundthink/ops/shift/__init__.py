@@ -26,6 +26,10 @@ BACKENDS = {
         "eager": eager.project,
         "triton": lambda *args: _kernels().project(*args),
     },
+    "raw_decay": {
+        "reference": reference.raw_decay,
+        "triton": lambda *args: _kernels().raw_decay(*args),
+    },
 }
 
 
@@ -107,6 +111,33 @@ def project(
     run = choose("project", BACKENDS["project"], backend, x)
     with torch.autocast(x.device.type, enabled=False):
         return run(x, last, maa_x, w1, w2, maa, weights, reset)
+
+
+def raw_decay(x: Tensor, bias: Tensor, w1: Tensor, w2: Tensor, *, backend: str = "auto") -> Tensor:
+    """``bias + tanh(x w1) w2``: the decay of RWKV-6 before ``w = exp(-exp(.))``.
+
+    Peng et al. 2024, "Eagle and Finch", eq. 16.
+
+    Args:
+        x: the blend x_w [B, T, C].
+        bias: [D].
+        w1: [C, R], R the rank of the data-dependent part.
+        w2: [R, D].
+        backend: a name in ``BACKENDS["raw_decay"]``, or ``auto``.
+
+    Returns:
+        [B, T, D] in fp32 (or fp64): w lies close to 1.
+
+    Raises:
+        UserError: a shape does not fit, or the backend is unknown or cannot run here.
+    """
+    rank = w1.shape[-1]
+    check_shape("raw_decay", "w1", w1, (x.shape[-1], rank))
+    check_shape("raw_decay", "w2", w2, (rank, w2.shape[-1]))
+    check_shape("raw_decay", "bias", bias, w2.shape[1:])
+    run = choose("raw_decay", BACKENDS["raw_decay"], backend, x)
+    with torch.autocast(x.device.type, enabled=False):
+        return run(x, bias, w1, w2)
 
 
 def _check(

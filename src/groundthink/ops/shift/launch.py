@@ -10,6 +10,9 @@ from torch import Tensor
 
 from groundthink.ops.fused import Operator, device_of, differentiable, processors
 from groundthink.ops.shift.triton import (
+    _decay,
+    _decay_backward,
+    _decay_weights,
     _lerp,
     _lerp_backward,
     _low_rank_backward,
@@ -177,3 +180,95 @@ def project(
     weight = torch.stack(weights).to(x.dtype)
     products = torch.bmm(rest.flatten(1, 2), weight.mT).unflatten(1, x.shape[:2])
     return x_w, *products.unbind(0), last
+
+
+def _warps(x: Tensor) -> int:
+    """Products in fp32 have no matrix units, and need more registers."""
+    return 8 if x.dtype == torch.float32 else 4
+
+
+def _decay_run(x: Tensor, bias: Tensor, w1: Tensor, w2: Tensor) -> tuple[Tensor, Tensor]:
+    """The raw decay in fp32, and the hidden units for the gradient."""
+    size, rank = w1.shape
+    width = w2.shape[1]
+    x, n = x.contiguous(), x.shape[:-1].numel()
+    out = torch.empty(*x.shape[:-1], width, dtype=torch.float32, device=x.device)
+    hidden = torch.empty(n, rank, dtype=x.dtype, device=x.device)
+    with device_of(x):
+        _decay[(triton.cdiv(n, 64),)](
+            x, bias, w1.contiguous(), w2.contiguous(), hidden, out, n, size, width, rank,
+            max(16, triton.next_power_of_2(rank)), 64, 64, num_warps=_warps(x),
+        )  # fmt: skip
+    return out, hidden
+
+
+def _decay_grad(
+    x: Tensor, w1: Tensor, w2: Tensor, hidden: Tensor, dout: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, and of [w2, bias, w1 turned] in a row, in fp32."""
+    size, rank = w1.shape
+    width = w2.shape[1]
+    x, dout, n = x.contiguous(), dout.contiguous(), x.shape[:-1].numel()
+    w1, w2 = w1.contiguous(), w2.contiguous()
+    dx, dhidden = torch.empty_like(x), torch.empty_like(hidden)
+    pad = max(16, triton.next_power_of_2(rank))
+    across = triton.cdiv(max(size, width), 64)
+    some = min(triton.cdiv(n, 64), triton.cdiv(2 * processors(x.device), across))
+    columns = (rank + 1) * width + rank * size
+    shares = torch.empty(some, columns, dtype=torch.float32, device=x.device)
+    with device_of(x):
+        _decay_backward[(triton.cdiv(n, 64),)](
+            w1,
+            w2,
+            hidden,
+            dout,
+            dhidden,
+            dx,
+            n,
+            size,
+            width,
+            rank,
+            pad,
+            64,
+            64,
+            num_warps=_warps(x),
+        )
+        _decay_weights[(some, across)](
+            x, hidden, dout, dhidden, shares, n, size, width, rank, pad, 64, 64, num_warps=_warps(x)
+        )
+    return dx, shares.sum(0)
+
+
+def _fake_decay(x, bias, w1, w2):
+    out = torch.empty(*x.shape[:-1], w2.shape[1], dtype=torch.float32, device=x.device)
+    return out, x.new_empty(x.shape[:-1].numel(), w1.shape[1])
+
+
+def _fake_decay_grad(x, w1, w2, hidden, dout):
+    columns = w2.numel() + w2.shape[1] + w1.numel()
+    return x.new_empty(x.shape), torch.empty(columns, dtype=torch.float32, device=x.device)
+
+
+def _decay_setup(ctx, inputs, outputs):
+    x, bias, w1, w2 = inputs
+    ctx.bias = bias.dtype
+    ctx.save_for_backward(x, w1, w2, outputs[1])
+
+
+def _decay_pull(ctx, dout, _):
+    _, w1, w2, _ = ctx.saved_tensors
+    dx, sums = _decay_gradient(*ctx.saved_tensors, dout)
+    dw2, dbias, dw1 = sums.split((w2.numel(), w2.shape[1], w1.numel()))
+    dw1 = dw1.view(w1.shape[1], -1).t()
+    return dx, dbias.to(ctx.bias), dw1.to(w1.dtype), dw2.view(w2.shape).to(w2.dtype)
+
+
+_decay_gradient = Operator("raw_decay_backward", _decay_grad, _fake_decay_grad)
+_raw_decay = differentiable(
+    Operator("raw_decay", _decay_run, _fake_decay), _decay_setup, _decay_pull
+)
+
+
+def raw_decay(x: Tensor, bias: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+    """`groundthink.ops.shift.raw_decay`."""
+    return _raw_decay(x, bias, w1, w2)[0]

@@ -42,3 +42,9 @@ def project(
     x_w, rest, last = ddlerp(x, last, maa_x, w1, w2, maa, reset)
     products = (y @ weight.to(y.dtype).t() for y, weight in zip(rest, weights, strict=True))
     return x_w, *products, last
+
+
+def raw_decay(x: Tensor, bias: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+    """bias + tanh(x w1) w2, in fp32 or wider."""
+    full = torch.promote_types(x.dtype, torch.float32)
+    return bias.to(full) + torch.tanh(x.to(full) @ w1.to(full)) @ w2.to(full)

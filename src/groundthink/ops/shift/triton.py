@@ -292,3 +292,129 @@ def _shift_backward(
         tl.store(dlast_ptr + sequence, dlast, starts)
     share = tl.sum(dmaa, axis=0)[None, :]
     tl.store(shares_ptr + tl.program_id(0) * SIZE + channel, share, channel < SIZE)
+
+
+@triton.jit
+def _tile(ptr, row, column, n, SIZE: tl.constexpr):
+    """Rows and columns of a matrix [n, SIZE]; zeros outside of it."""
+    at = row.to(tl.int64) * SIZE + column
+    return tl.load(ptr + at, (row < n) & (column < SIZE), 0)
+
+
+@triton.jit
+def _decay(
+    x_ptr,
+    bias_ptr,
+    w1_ptr,
+    w2_ptr,
+    hidden_ptr,
+    out_ptr,
+    n,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    RANK: tl.constexpr,
+    PAD: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    kind = x_ptr.dtype.element_ty
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    rank = tl.arange(0, PAD)
+    hidden = tl.zeros((ROWS, PAD), tl.float32)
+    for first in range(0, SIZE, COLUMNS):
+        channel = first + tl.arange(0, COLUMNS)
+        x = _tile(x_ptr, row, channel[None, :], n, SIZE)
+        inside = (rank < RANK)[None, :] & (channel < SIZE)[:, None]
+        w1 = tl.load(w1_ptr + channel[:, None] * RANK + rank[None, :], inside, 0)
+        hidden = tl.dot(x, w1.to(kind), hidden, input_precision="ieee")
+    low = _tanh(hidden).to(kind)
+    unit = hidden_ptr + row.to(tl.int64) * RANK + rank[None, :]
+    tl.store(unit, low, (row < n) & (rank < RANK)[None, :])
+    for first in range(0, WIDTH, COLUMNS):
+        channel = first + tl.arange(0, COLUMNS)[None, :]
+        w2 = _tile(w2_ptr, rank[:, None], channel, RANK, WIDTH)
+        bias = tl.load(bias_ptr + channel, channel < WIDTH, 0).to(tl.float32)
+        out = tl.dot(low, w2.to(kind), input_precision="ieee") + bias
+        at = row.to(tl.int64) * WIDTH + channel
+        tl.store(out_ptr + at, out, (row < n) & (channel < WIDTH))
+
+
+@triton.jit
+def _decay_backward(
+    w1_ptr,
+    w2_ptr,
+    hidden_ptr,
+    dout_ptr,
+    dhidden_ptr,
+    dx_ptr,
+    n,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    RANK: tl.constexpr,
+    PAD: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    kind = dx_ptr.dtype.element_ty
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    rank = tl.arange(0, PAD)
+    dhidden = tl.zeros((ROWS, PAD), tl.float32)
+    for first in range(0, WIDTH, COLUMNS):
+        channel = first + tl.arange(0, COLUMNS)[None, :]
+        dout = _tile(dout_ptr, row, channel, n, WIDTH).to(kind)
+        w2 = _tile(w2_ptr, rank[:, None], channel, RANK, WIDTH).to(kind)
+        dhidden = tl.dot(dout, tl.trans(w2), dhidden, input_precision="ieee")
+    hidden = _tile(hidden_ptr, row, rank[None, :], n, RANK).to(tl.float32)
+    low = (dhidden * (1 - hidden * hidden)).to(kind)
+    unit = dhidden_ptr + row.to(tl.int64) * RANK + rank[None, :]
+    tl.store(unit, low, (row < n) & (rank < RANK)[None, :])
+    for first in range(0, SIZE, COLUMNS):
+        channel = first + tl.arange(0, COLUMNS)
+        inside = (rank < RANK)[None, :] & (channel < SIZE)[:, None]
+        w1 = tl.load(w1_ptr + channel[:, None] * RANK + rank[None, :], inside, 0).to(kind)
+        dx = tl.dot(low, tl.trans(w1), input_precision="ieee")
+        at = row.to(tl.int64) * SIZE + channel[None, :]
+        tl.store(dx_ptr + at, dx.to(kind), (row < n) & (channel < SIZE)[None, :])
+
+
+@triton.jit
+def _decay_weights(
+    x_ptr,
+    hidden_ptr,
+    dout_ptr,
+    dhidden_ptr,
+    shares_ptr,
+    n,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    RANK: tl.constexpr,
+    PAD: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Shares of the gradients of w2, of w1 turned, and of the bias, for some columns of each."""
+    kind = x_ptr.dtype.element_ty
+    channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    rank = tl.arange(0, PAD)[None, :]
+    ones = tl.full((16, ROWS), 1, kind)
+    dw1 = tl.zeros((PAD, COLUMNS), tl.float32)
+    dw2 = tl.zeros((PAD, COLUMNS), tl.float32)
+    dbias = tl.zeros((16, COLUMNS), tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(n, ROWS), tl.num_programs(0)):
+        row = tile * ROWS + tl.arange(0, ROWS)[:, None]
+        x = _tile(x_ptr, row, channel, n, SIZE)
+        dout = _tile(dout_ptr, row, channel, n, WIDTH).to(kind)
+        hidden = _tile(hidden_ptr, row, rank, n, RANK)
+        dhidden = _tile(dhidden_ptr, row, rank, n, RANK)
+        dw2 = tl.dot(tl.trans(hidden), dout, dw2, input_precision="ieee")
+        dw1 = tl.dot(tl.trans(dhidden), x, dw1, input_precision="ieee")
+        dbias = tl.dot(ones, dout, dbias, input_precision="ieee")
+    shares_ptr += tl.program_id(0) * ((RANK + 1) * WIDTH + RANK * SIZE)
+    rank = tl.arange(0, PAD)[:, None]
+    line = tl.arange(0, 16)[:, None]
+    at = shares_ptr + rank * WIDTH + channel
+    tl.store(at, dw2, (rank < RANK) & (channel < WIDTH))
+    at = shares_ptr + (RANK + line) * WIDTH + channel
+    tl.store(at, dbias, (line == 0) & (channel < WIDTH))
+    at = shares_ptr + (RANK + 1) * WIDTH + rank * SIZE + channel
+    tl.store(at, dw1, (rank < RANK) & (channel < SIZE))
