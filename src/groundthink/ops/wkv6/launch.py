@@ -30,7 +30,9 @@ SHORTEST = 8
 """Chunks in a segment, at least."""
 ROWS = 64
 """Of V, that a program of the state pass works on."""
-STATE_TUNING = {"num_warps": 4, "num_stages": 2}
+STATE_TUNING = {"num_warps": 4, "num_stages": 3}
+NARROWEST = 64
+"""Width of a tile in half precision."""
 COLUMNS = 16
 """Of a state, that a program of a single step works on."""
 
@@ -49,8 +51,8 @@ def wkv6_triton(
         raise UserError("wkv6 backend 'triton' works in fp32 at most; use 'chunked' for fp64")
     inputs = r.to(common), k.to(common), v.to(common), w, u, state
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    y, state, _, _ = _run(*inputs, reset, raw, keep)
-    return y.to(v.dtype), state
+    y, last, _, _ = _run(*inputs, reset, raw, keep)
+    return y.to(v.dtype), last
 
 
 class _Plan(NamedTuple):
@@ -71,8 +73,9 @@ class _Plan(NamedTuple):
         together = triton.cdiv(chunks, max(1, min(PROGRAMS // (b * h), chunks // SHORTEST)))
         segments = triton.cdiv(chunks, together)
         meta = {
-            "K": k, "V": v.shape[-1], "BK": _padded(k), "BV": _padded(v.shape[-1]), "L": length,
-            "RAW": raw, "RESETS": reset is not None, "SEGMENTED": segments > 1,
+            "K": k, "V": v.shape[-1], "BK": _padded(k, r.dtype),
+            "BV": _padded(v.shape[-1], r.dtype), "L": length, "RAW": raw,
+            "RESETS": reset is not None, "SEGMENTED": segments > 1,
         }  # fmt: skip
         return cls((b * h, chunks), segments, (t, h, together, segments), meta)
 
@@ -91,9 +94,9 @@ def _length(dtype: torch.dtype) -> int:
     return 16 if dtype == torch.float32 else 64
 
 
-def _padded(size: int) -> int:
-    """What a matrix product takes: a power of two from 16 on."""
-    return max(16, triton.next_power_of_2(size))
+def _padded(size: int, dtype: torch.dtype) -> int:
+    """Width of a tile: a power of two."""
+    return max(16 if dtype == torch.float32 else NARROWEST, triton.next_power_of_2(size))
 
 
 def _state_pass(
@@ -148,8 +151,9 @@ def _launch_step(r, k, v, w, u, state, reset, raw, y, last):
     vdim = v.shape[-1]
     with device_of(r):
         step_kernel[b * h, triton.cdiv(vdim, COLUMNS)](
-            r, k, v, w, u, state, reset, y, last, h, K=kdim, V=vdim, BK=_padded(kdim),
-            COLUMNS=COLUMNS, RAW=raw, START=state is not None, RESETS=reset is not None,
+            r, k, v, w, u, state, reset, y, last, h,
+            K=kdim, V=vdim, BK=triton.next_power_of_2(kdim), COLUMNS=COLUMNS,
+            RAW=raw, START=state is not None, RESETS=reset is not None,
         )  # fmt: skip
 
 
@@ -198,7 +202,7 @@ def _fake_forward(r, k, v, w, u, state, reset, raw, keep):
     last = u.new_empty(b, h, kdim, v.shape[-1], dtype=torch.float32)
     if b == 0 or (t == 1 and not keep):
         return v.new_empty(v.shape), last, r.new_empty(0), r.new_empty(0)
-    length, sizes = _length(r.dtype), (_padded(v.shape[-1]), _padded(kdim))
+    length, sizes = _length(r.dtype), [_padded(size, r.dtype) for size in (v.shape[-1], kdim)]
     states = r.new_empty(b * h, -(-t // length), *sizes)
     return v.new_empty(v.shape), last, states, r.new_empty(2, length, length)
 
