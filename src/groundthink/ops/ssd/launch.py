@@ -3,23 +3,27 @@
 Eager code calls the launches through an autograd function; compiled code through registered
 operators, which are opaque to it.
 """
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from groundthink.errors import UserError
-from groundthink.ops.fused import Operator, differentiable
-from groundthink.ops.ssd.triton import _forward, _gradients, _scan, _step
+from groundthink.ops.fused import Operator, device_of, differentiable
+from groundthink.ops.ssd.triton import _between, _forward, _scan, _step, _within
 
 LARGEST = 128
 """Of the head and state sizes."""
 PROGRAMS = 384
 """Programs that fill the machine; sequences are cut into segments until there are so many."""
+CELLS = 8192
+"""Of the state, that a program keeps in registers from chunk to chunk."""
 SHORTEST = 8
 """Chunks in a segment, at least."""
 ROWS = 16
@@ -43,11 +47,11 @@ def ssd_triton(
     """
     _check(x, B)
     common = torch.promote_types(x.dtype, torch.promote_types(B.dtype, C.dtype))
-    A, D, state = (None if t is None else t.float().contiguous() for t in (A, D, state))
-    inputs = x.to(common), dt, A, B.to(common), C.to(common), D, state
+    D, state = (None if t is None else t.float().contiguous() for t in (D, state))
+    inputs = x.to(common), dt, A.float().contiguous(), B.to(common), C.to(common), D, state
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    y, state, _ = _run(*inputs, reset, keep)
-    return y.to(x.dtype), state
+    y, last, _ = _run(*inputs, reset, keep)
+    return y.to(x.dtype), last
 
 
 def _check(x: Tensor, B: Tensor) -> None:
@@ -69,37 +73,52 @@ class _Plan(NamedTuple):
     """Chunks in a segment."""
     segments: int
     meta: dict
+    split: dict
+    """The same for kernels that take some columns of the state in a program."""
+    grid: tuple[int, int, int]
+    """Of those kernels: heads, segments, columns."""
 
     @classmethod
     def of(cls, x: Tensor, B: Tensor, reset: Tensor | None) -> _Plan:
-        b, t, h, p = x.shape
-        g, n = B.shape[-2:]
-        chunks = _chunks(t, x.dtype)
-        segments = max(1, min(PROGRAMS // (b * h), chunks // SHORTEST))
-        segment = triton.cdiv(chunks, segments)
-        segments = triton.cdiv(chunks, segment)
-        meta = {
-            "R": h // g, "P": p, "N": n, "BP": _padded(p), "BN": _padded(n),
-            "L": _length(x.dtype), "RESETS": reset is not None, "EXACT": x.dtype == torch.float32,
-        }  # fmt: skip
-        return cls(chunks, segment, segments, meta)
+        return _plan(*x.shape, *B.shape[-2:], x.dtype, reset is not None)
 
     def tuning(self, kernel: str) -> dict:
         """Warps and stages of a kernel."""
-        large = self.meta["BP"] * self.meta["BN"] > 64 * 64
-        warps, stages = (8, 1) if self.meta["EXACT"] else TUNING[kernel, large]
-        return {"num_warps": warps, "num_stages": stages}
+        if self.meta["EXACT"]:
+            return {"num_warps": 8, "num_stages": 1}
+        return TUNING[kernel, self.meta["BP"] * self.meta["BN"] > 64 * 64]
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(b: int, t: int, h: int, p: int, g: int, n: int, dtype: torch.dtype, resets: bool):
+    chunks, width, height = _chunks(t, dtype), _padded(p), _padded(n)
+    tile = min(width, max(16, CELLS // height))
+    columns = -(-p // tile)
+    segments = max(1, min(PROGRAMS // (b * h * columns), chunks // SHORTEST))
+    segment = -(-chunks // segments)
+    segments = -(-chunks // segment)
+    meta = {
+        "R": h // g, "P": p, "N": n, "BP": width, "BN": height, "L": _length(dtype),
+        "RESETS": resets, "EXACT": dtype == torch.float32,
+    }  # fmt: skip
+    return _Plan(chunks, segment, segments, meta, meta | {"BP": tile}, (b * h, segments, columns))
+
+
+def _tuned(warps: int, stages: int) -> dict:
+    return {"num_warps": warps, "num_stages": stages}
 
 
 TUNING = {
-    ("forward", False): (4, 2),
-    ("forward", True): (4, 2),
-    ("scan", False): (4, 3),
-    ("scan", True): (4, 3),
-    ("gradients", False): (4, 2),
-    ("gradients", True): (4, 2),
+    ("forward", False): _tuned(4, 1),
+    ("forward", True): _tuned(4, 2),
+    ("scan", False): _tuned(4, 3),
+    ("scan", True): _tuned(4, 3),
+    ("between", False): _tuned(4, 3),
+    ("between", True): _tuned(8, 3),
+    ("within", False): _tuned(4, 2),
+    ("within", True): _tuned(4, 2),
 }
-"""Warps and stages by kernel and whether the state is larger than 64 x 64."""
+"""By kernel and whether the state is larger than 64 x 64."""
 
 
 def _length(dtype: torch.dtype) -> int:
@@ -113,7 +132,7 @@ def _chunks(steps: int, dtype: torch.dtype) -> int:
 
 def _padded(size: int) -> int:
     """What a matrix product takes: a power of two from 16 on."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, 1 << (size - 1).bit_length())
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -121,6 +140,16 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def _on_its_device(launch: Callable) -> Callable:
+    @functools.wraps(launch)
+    def call(x, *args):
+        with device_of(x):
+            return launch(x, *args)
+
+    return call
+
+
+@_on_its_device
 def _launch_forward(
     x: Tensor,
     dt: Tensor,
@@ -147,10 +176,10 @@ def _launch_forward(
     states = x.new_empty((b, plan.chunks, h, n, p) if keep else 0)
     ends, kept = _launch_summaries(plan, x, B, dt, A, reset, back=False)
     strides = *x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3]
-    _forward[b * h, plan.segments](
+    _forward[plan.grid](
         x, dt, A, B, C, D, reset, state, ends, kept, y, states, last,
         *strides, t, h, plan.chunks, plan.segment,
-        **plan.meta, FIRST=state is not None, CUT=plan.segments > 1, SKIP=D is not None, KEEP=keep,
+        **plan.split, FIRST=state is not None, CUT=plan.segments > 1, SKIP=D is not None, KEEP=keep,
         **plan.tuning("forward"),
     )  # fmt: skip
     return y, last, states
@@ -160,7 +189,7 @@ def _launch_step(x, dt, A, B, C, D, state, reset, y, last):
     b, _, h, p = x.shape
     g, n = B.shape[-2:]
     strides = (s for t in (x, dt, B, C) for s in (t.stride(0), t.stride(2)))
-    _step[b * h, triton.cdiv(p, ROWS)](
+    _step[b * h, -(-p // ROWS)](
         x, dt, A, B, C, D, reset, state, y, last, *strides, h,
         R=h // g, P=p, N=n, ROWS=ROWS, BN=_padded(n),
         RESETS=reset is not None, FIRST=state is not None, SKIP=D is not None,
@@ -174,15 +203,16 @@ def _launch_summaries(plan, u, v, dt, A, reset, back):
     (b, t, h, p), n = u.shape, v.shape[-1]
     ends = A.new_empty(b, h, plan.segments - 1, n, p)
     kept = A.new_empty(b, h, plan.segments - 1)
-    _scan[b * h, plan.segments - 1](
+    _scan[plan.grid[0], plan.segments - 1, plan.grid[2]](
         u, v, dt, A, reset, None, ends, kept, None, None,
         *u.stride()[:3], *v.stride()[:3], *dt.stride(), t, h, plan.chunks, plan.segment,
-        **plan.meta, BACK=back, SUMMARY=True, FIRST=False, CUT=True, LAST=False,
+        **plan.split, BACK=back, SUMMARY=True, FIRST=False, CUT=True, LAST=False,
         **plan.tuning("scan"),
     )  # fmt: skip
     return ends, kept
 
 
+@_on_its_device
 def _launch_backward(
     x: Tensor,
     dt: Tensor,
@@ -210,21 +240,27 @@ def _launch_backward(
         return dx, ddt, torch.zeros_like(A), dB, dC, torch.zeros_like(A), dfirst
     plan = _Plan.of(x, B, reset)
     dstates = torch.empty_like(states)
-    sums = A.new_empty(b * plan.chunks, 2, h)
     ends, kept = _launch_summaries(plan, dy, C, dt, A, reset, back=True)
-    _scan[b * h, plan.segments](
+    _scan[plan.grid](
         dy, C, dt, A, reset, dlast, ends, kept, dstates, dfirst,
         *dy.stride()[:3], *C.stride()[:3], *dt.stride(), t, h, plan.chunks, plan.segment,
-        **plan.meta, BACK=True, SUMMARY=False, FIRST=dlast is not None, CUT=plan.segments > 1,
+        **plan.split, BACK=True, SUMMARY=False, FIRST=dlast is not None, CUT=plan.segments > 1,
         LAST=want_dfirst, **plan.tuning("scan"),
     )  # fmt: skip
-    _gradients[b * plan.chunks, g](
-        x, dt, A, B, C, D, reset, states, dstates, dy, dx, ddt, dB, dC, sums,
-        *x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3], t, h, plan.chunks,
-        **plan.meta, SKIP=D is not None, SUMS="ieee" if plan.meta["EXACT"] else "tf32",
-        **plan.tuning("gradients"),
+    strides = *x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3]
+    between = A.new_empty(b, t, h), A.new_empty(B.shape), A.new_empty(B.shape)
+    sums = A.new_empty(b * plan.chunks, 3, h)
+    _between[b * plan.chunks, g](
+        x, dt, A, B, C, reset, states, dstates, dy, *between, sums,
+        *strides, t, h, plan.chunks, **plan.meta, **plan.tuning("between"),
     )  # fmt: skip
-    dA, dD = sums.sum(0)
+    _within[b * plan.chunks, g](
+        x, dt, A, B, C, D, reset, dstates, dy, *between, dx, ddt, dB, dC, sums,
+        *strides, t, h, plan.chunks, **plan.meta, SKIP=D is not None,
+        SUMS="ieee" if plan.meta["EXACT"] else "tf32", **plan.tuning("within"),
+    )  # fmt: skip
+    dA_between, dA_within, dD = sums.sum(0)
+    dA = dA_between + dA_within
     return dx, ddt, dA, dB, dC, dD, dfirst
 
 

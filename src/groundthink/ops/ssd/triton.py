@@ -3,7 +3,8 @@
 The mathematics is that of `chunked`: matrix products inside a chunk, a recurrence from chunk to
 chunk. Forward is one pass (`_forward`). Backward carries the gradient of the state back through
 the chunks (`_scan`); then every chunk is on its own, and one program takes it through all heads
-that share B and C (`_gradients`), so that no share of a head in their gradients is ever stored.
+that share B and C, so that no share of a head in their gradients is ever stored: once for what
+passes between chunks (`_between`), once for what stays within (`_within`).
 Where batch and heads are too few to fill the machine the sequence is cut into segments, and
 `_scan` first sums up what each of them adds to the state and keeps of it.
 
@@ -63,13 +64,17 @@ def _decay(
 @triton.jit
 def _pairs(
     s, t, s_whole, t_whole, s_rest, t_rest, s_document, t_document,
-    RESETS: tl.constexpr, EXACT: tl.constexpr,
+    RESETS: tl.constexpr, EXACT: tl.constexpr, AGAIN: tl.constexpr,
 ):  # fmt: skip
-    """The decay from token s to token t, 0 where t cannot read s."""
+    """The decay from token s to token t, 0 where t cannot read s.
+
+    AGAIN writes the same in another way: the compiler then computes it again when it is needed
+    again, where it would have kept a matrix in registers and others out of them.
+    """
     reads = s <= t
     if RESETS:
         reads = reads & (s_document == t_document)
-    log = t_whole - s_whole
+    log = -(s_whole - t_whole) if AGAIN else t_whole - s_whole
     if EXACT:
         log += t_rest - s_rest
     return tl.exp2(tl.where(reads, log, float("-inf")))
@@ -111,7 +116,8 @@ def _scan(
     state that enters each chunk is kept.
     """
     h, b, order = tl.program_id(0) % H, (tl.program_id(0) // H).to(tl.int64), tl.program_id(1)
-    p, n, l = tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, L)
+    p = tl.program_id(2) * BP + tl.arange(0, BP)
+    n, l = tl.arange(0, BN), tl.arange(0, L)
     ok = (n < N)[:, None] & (p < P)[None, :]
     cell = n[:, None] * P + p[None, :]
     u_cell, v_cell = l[:, None] * u_t + p[None, :], l[:, None] * v_t + n[None, :]
@@ -168,7 +174,8 @@ def _forward(
 ):  # fmt: skip
     """y and the states, chunk by chunk, over one segment of a head."""
     h, b, order = tl.program_id(0) % H, (tl.program_id(0) // H).to(tl.int64), tl.program_id(1)
-    p, n, l = tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, L)
+    p = tl.program_id(2) * BP + tl.arange(0, BP)
+    n, l = tl.arange(0, BN), tl.arange(0, L)
     ok = (n < N)[:, None] & (p < P)[None, :]
     cell = n[:, None] * P + p[None, :]
     x_cell, y_cell = l[:, None] * x_t + p[None, :], l[:, None] * (H * P) + p[None, :]
@@ -197,7 +204,7 @@ def _forward(
         )
         pairs = tl.dot(C, tl.trans(B), input_precision="ieee") * _pairs(
             l[None, :], l[:, None], whole[None, :], whole[:, None], rest[None, :], rest[:, None],
-            document[None, :], document[:, None], RESETS, EXACT,
+            document[None, :], document[:, None], RESETS, EXACT, False,
         )  # fmt: skip
         x_full = x.to(tl.float32)
         x_dt = x_full * dt[:, None]
@@ -218,17 +225,82 @@ def _forward(
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def _gradients(
-    x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, reset_ptr, states_ptr, dstates_ptr, dy_ptr,
-    dx_ptr, ddt_ptr, dB_ptr, dC_ptr, dAD_ptr,
+def _between(
+    x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, reset_ptr, states_ptr, dstates_ptr, dy_ptr,
+    ddt_ptr, dB_ptr, dC_ptr, sums_ptr,
+    x_b, x_t, x_h, dt_b, dt_t, dt_h, B_b, B_t, B_g, C_b, C_t, C_g, T, H, chunks,
+    R: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+    L: tl.constexpr, RESETS: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """What the states between chunks give to the gradients of dt, A, B and C.
+
+    For one chunk and the heads of a group.
+    """
+    c, b = (tl.program_id(0) % chunks).to(tl.int64), (tl.program_id(0) // chunks).to(tl.int64)
+    g, G = tl.program_id(1), tl.num_programs(1)
+    p, n, l = tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, L)
+    left = T - c * L
+    inside = (l < left)[:, None]
+    x_in, n_in = inside & (p < P)[None, :], inside & (n < N)[None, :]
+    ok = (n < N)[:, None] & (p < P)[None, :]
+    cell = n[:, None] * P + p[None, :]
+    x_cell, y_cell = l[:, None] * x_t + p[None, :], l[:, None] * (H * P) + p[None, :]
+    first = b * T + c * L
+    x_ptr += b * x_b + c * L * x_t
+    dt_ptr += b * dt_b + c * L * dt_t
+    if RESETS:
+        reset_ptr += first
+    B_ptr += b * B_b + c * L * B_t + g * B_g
+    C_ptr += b * C_b + c * L * C_t + g * C_g
+    B = tl.load(B_ptr + l[:, None] * B_t + n[None, :], mask=n_in, other=0.0)
+    C = tl.load(C_ptr + l[:, None] * C_t + n[None, :], mask=n_in, other=0.0)
+    dB = tl.zeros((L, BN), tl.float32)
+    dC = tl.zeros((L, BN), tl.float32)
+    for r in tl.range(0, R, disable_licm=True):
+        h = tl.minimum(g * R + r, H - 1)  # hides from the compiler that pointers move evenly
+        A = tl.load(A_ptr + h)
+        x = tl.load(x_ptr + h * x_h + x_cell, mask=x_in, other=0.0)
+        dy = tl.load(dy_ptr + (first * H + h) * P + y_cell, mask=x_in, other=0.0)
+        here = ((b * chunks + c) * H + h) * (N * P)
+        state = tl.load(states_ptr + here + cell, mask=ok, other=0.0)
+        dstate = tl.load(dstates_ptr + here + cell, mask=ok, other=0.0)
+        dt, _, _, _, start, end, through = _decay(
+            dt_ptr + h * dt_h, dt_t, A, reset_ptr, 0, l, left, RESETS, EXACT
+        )
+        kept = tl.sum(state.to(tl.float32) * dstate.to(tl.float32)) * through
+        x_full, dy_full = x.to(tl.float32), dy.to(tl.float32)
+        writes = tl.dot(B, dstate, input_precision="ieee")
+        writes = tl.sum(writes * x_full, 1) * end
+        x_end = (x_full * (dt * end)[:, None]).to(x.dtype)
+        dB = tl.dot(x_end, tl.trans(dstate), dB, input_precision="ieee")
+        reads = tl.dot(C, state, input_precision="ieee")
+        reads = tl.sum(reads * dy_full, 1) * start
+        dy_start = (dy_full * start[:, None]).to(x.dtype)
+        dC = tl.dot(dy_start, tl.trans(state), dC, input_precision="ieee")
+
+        # What decays across a token: the state before the chunk, read from it on; what earlier
+        # tokens left in the state after; and what is kept of the state before.
+        behind = writes * dt
+        dlog = tl.cumsum(reads, 0, reverse=True) + (tl.cumsum(behind, 0) - behind) + kept
+        tl.store(ddt_ptr + first * H + h + l * H, writes + dlog * A, mask=l < left)
+        tl.store(sums_ptr + (b * chunks + c) * (3 * H) + h, tl.sum(dlog * dt))
+    n_here = (first * G + g) * N + l[:, None] * (G * N) + n[None, :]
+    tl.store(dB_ptr + n_here, dB, mask=n_in)
+    tl.store(dC_ptr + n_here, dC, mask=n_in)
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
+def _within(
+    x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, reset_ptr, dstates_ptr, dy_ptr,
+    ddt_between_ptr, dB_between_ptr, dC_between_ptr, dx_ptr, ddt_ptr, dB_ptr, dC_ptr, sums_ptr,
     x_b, x_t, x_h, dt_b, dt_t, dt_h, B_b, B_t, B_g, C_b, C_t, C_g, T, H, chunks,
     R: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
     L: tl.constexpr, RESETS: tl.constexpr, EXACT: tl.constexpr, SKIP: tl.constexpr,
     SUMS: tl.constexpr,
 ):  # fmt: skip
-    """Every gradient but those of the states, for one chunk and the heads of a group.
+    """The gradient of x, and what tokens of a chunk give to one another, added to `_between`.
 
-    Matrices over pairs of tokens are [s, t]: t reads s.
+    For one chunk and the heads of a group. Matrices over pairs of tokens are [s, t]: t reads s.
     """
     c, b = (tl.program_id(0) % chunks).to(tl.int64), (tl.program_id(0) // chunks).to(tl.int64)
     g, G = tl.program_id(1), tl.num_programs(1)
@@ -249,67 +321,56 @@ def _gradients(
     B = tl.load(B_ptr + l[:, None] * B_t + n[None, :], mask=n_in, other=0.0)
     C = tl.load(C_ptr + l[:, None] * C_t + n[None, :], mask=n_in, other=0.0)
     BC = tl.dot(B, tl.trans(C), input_precision="ieee")
-    across = (l[:, None] <= l[None, :]).to(tl.float32)  # of a decay and a later token
+    wide: tl.constexpr = tl.bfloat16 if B.dtype == tl.bfloat16 else tl.float32  # for sums
+    across = (l[:, None] <= l[None, :]).to(wide)  # of a decay and a later token
     dBC = tl.zeros((L, L), tl.float32)
-    dB = tl.zeros((L, BN), tl.float32)
-    dC = tl.zeros((L, BN), tl.float32)
     for r in tl.range(0, R, disable_licm=True):
         h = tl.minimum(g * R + r, H - 1)  # hides from the compiler that pointers move evenly
         A = tl.load(A_ptr + h)
         x = tl.load(x_ptr + h * x_h + x_cell, mask=x_in, other=0.0)
         dy = tl.load(dy_ptr + (first * H + h) * P + y_cell, mask=x_in, other=0.0)
         here = ((b * chunks + c) * H + h) * (N * P)
-        state = tl.load(states_ptr + here + cell, mask=ok, other=0.0)
         dstate = tl.load(dstates_ptr + here + cell, mask=ok, other=0.0)
-        dt, whole, rest, document, start, end, through = _decay(
+        dt, whole, rest, document, _, end, _ = _decay(
             dt_ptr + h * dt_h, dt_t, A, reset_ptr, 0, l, left, RESETS, EXACT
         )
-        sums = dAD_ptr + (b * chunks + c) * (2 * H) + h
-        kept = tl.sum(state.to(tl.float32) * dstate.to(tl.float32)) * through
-        x_full, dy_full = x.to(tl.float32), dy.to(tl.float32)
-        x_end = (x_full * (dt * end)[:, None]).to(x.dtype)
-        dB = tl.dot(x_end, tl.trans(dstate), dB, input_precision="ieee")
-        dy_start = (dy_full * start[:, None]).to(x.dtype)
-        dC = tl.dot(dy_start, tl.trans(state), dC, input_precision="ieee")
-        reads = tl.dot(C, state, input_precision="ieee")
-        reads = tl.sum(reads * dy_full, 1) * start
-
-        pairs = _pairs(
+        sums = sums_ptr + (b * chunks + c) * (3 * H) + h
+        pairs = BC * _pairs(
             l[:, None], l[None, :], whole[:, None], whole[None, :], rest[:, None], rest[None, :],
-            document[:, None], document[None, :], RESETS, EXACT,
+            document[:, None], document[None, :], RESETS, EXACT, False,
         )  # fmt: skip
-        dpairs = tl.dot(x, tl.trans(dy), input_precision="ieee")
-        if SKIP:
-            tl.store(sums + H, tl.sum(tl.where(l[:, None] == l[None, :], dpairs, 0.0)))
-        dBC += dpairs * pairs * dt[:, None]
-        pairs *= BC
-        dpairs *= pairs
-        ddt = tl.sum(dpairs, 1)
-        crossings = tl.dot(across, tl.trans(dpairs * dt[:, None]), input_precision=SUMS)
-        crossings = tl.where(l[None, :] < l[:, None], crossings, 0.0)
-
         dx = tl.dot(B, dstate, input_precision="ieee") * end[:, None]
-        writes = tl.sum(dx * x_full, 1)
         dx = tl.dot(pairs.to(x.dtype), dy, dx, input_precision="ieee") * dt[:, None]
         if SKIP:
-            dx += tl.load(D_ptr + h) * dy_full
+            dx += tl.load(D_ptr + h) * dy.to(tl.float32)
         tl.store(dx_ptr + (first * H + h) * P + y_cell, dx.to(dx_ptr.dtype.element_ty), mask=x_in)
 
-        # What decays across a token: earlier tokens read from it on, the state before the chunk
-        # read from it on, earlier tokens and the state before the chunk left in the state after.
-        left_behind = writes * dt
-        dlog = tl.sum(crossings, 1) + tl.cumsum(reads, 0, reverse=True) + kept
-        dlog += tl.cumsum(left_behind, 0) - left_behind
-        ddt += writes + dlog * A
-        ddt_here = ddt_ptr + first * H + h + l * H
-        tl.store(ddt_here, ddt.to(ddt_ptr.dtype.element_ty), mask=l < left)
-        tl.store(sums, tl.sum(dlog * dt))
+        dpairs = tl.dot(x, tl.trans(dy), input_precision="ieee")
+        if SKIP:
+            tl.store(sums + 2 * H, tl.sum(tl.where(l[:, None] == l[None, :], dpairs, 0.0)))
+        dpairs *= _pairs(
+            l[:, None], l[None, :], whole[:, None], whole[None, :], rest[:, None], rest[None, :],
+            document[:, None], document[None, :], RESETS, EXACT, True,
+        )  # fmt: skip
+        dBC += dpairs * dt[:, None]
+        dpairs *= BC
+        ddt = tl.sum(dpairs, 1)
+        # What decays across a token: what earlier tokens gave to it and to later ones.
+        dpairs = (dpairs * dt[:, None]).to(across.dtype)
+        crossings = tl.dot(across, tl.trans(dpairs), input_precision=SUMS)
+        dlog = tl.sum(tl.where(l[None, :] < l[:, None], crossings, 0.0), 1)
+        ddt_here = first * H + h + l * H
+        ddt += dlog * A + tl.load(ddt_between_ptr + ddt_here, mask=l < left, other=0.0)
+        tl.store(ddt_ptr + ddt_here, ddt.to(ddt_ptr.dtype.element_ty), mask=l < left)
+        tl.store(sums + H, tl.sum(dlog * dt))
+    n_here = (first * G + g) * N + l[:, None] * (G * N) + n[None, :]
     dBC = dBC.to(B.dtype)
-    dB = tl.dot(dBC, C, dB, input_precision="ieee")
-    dC = tl.dot(tl.trans(dBC), B, dC, input_precision="ieee")
-    n_cell = l[:, None] * (G * N) + n[None, :]
-    tl.store(dB_ptr + (first * G + g) * N + n_cell, dB.to(dB_ptr.dtype.element_ty), mask=n_in)
-    tl.store(dC_ptr + (first * G + g) * N + n_cell, dC.to(dC_ptr.dtype.element_ty), mask=n_in)
+    dB = tl.dot(dBC, C, input_precision="ieee")
+    dB += tl.load(dB_between_ptr + n_here, mask=n_in, other=0.0)
+    tl.store(dB_ptr + n_here, dB.to(dB_ptr.dtype.element_ty), mask=n_in)
+    dC = tl.dot(tl.trans(dBC), B, input_precision="ieee")
+    dC += tl.load(dC_between_ptr + n_here, mask=n_in, other=0.0)
+    tl.store(dC_ptr + n_here, dC.to(dC_ptr.dtype.element_ty), mask=n_in)
 
 
 @triton.jit
