@@ -170,7 +170,7 @@ def gradient_kernel(
     """Gradients of a chunk's r, k, v and decays, and its share in that of u."""
     bh, chunk, chunks = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.cdiv(T, L)
     b, h = bh // H, bh % H
-    rows, columns = tl.arange(0, L), tl.arange(0, BK)
+    rows, columns, v_columns = tl.arange(0, L), tl.arange(0, BK), tl.arange(0, BV)
     left, token = T - chunk * L, b * T + chunk * L
     at = token * H + h
     r_ptr += at * K
@@ -192,25 +192,31 @@ def gradient_kernel(
     states += (bh * chunks + chunk) * (BV * BK)
     dstates += (bh * chunks + chunk) * (BV * BK)
     log_w = _decays(w_ptr, rows, columns, K, H * K, left, RAW)
+    r = _tile(r_ptr, rows, columns, K, H * K, left)
+    k = _tile(k_ptr, rows, columns, K, H * K, left)
+    dy = _tile(dy_ptr, rows, v_columns, V, H * V, left)
+    v = _tile(v_ptr, rows, v_columns, V, H * V, left)
+    dstate = _state(dstates, BK, BV)
     total = tl.sum(log_w, 0)
     if tl.min(total, 0) >= -2 * LIMIT:
         _mild_gradient(
-            r_ptr, k_ptr, v_ptr, w_ptr, u_ptr, resets, table, states, dstates,
-            dy_ptr, dr_ptr, dk_ptr, dv_ptr, dw_ptr, du_ptr, log_w, total, token, left, H,
-            K, V, BK, BV, L, RAW, RESETS,
+            r_ptr, k_ptr, w_ptr, u_ptr, resets, table, states,
+            dr_ptr, dk_ptr, dv_ptr, dw_ptr, du_ptr, log_w, total, r, k, v, dy, dstate,
+            token, left, H, K, V, BK, BV, L, RAW, RESETS,
         )  # fmt: skip
     else:
         _strong_gradient(
-            r_ptr, k_ptr, v_ptr, w_ptr, u_ptr, resets, table, states, dstates,
-            dy_ptr, dr_ptr, dk_ptr, dv_ptr, dw_ptr, du_ptr, log_w, total, token, left, H,
-            K, V, BK, BV, L, LEVELS, RAW, RESETS,
+            u_ptr, resets, table, states,
+            dr_ptr, dk_ptr, dv_ptr, dw_ptr, du_ptr, log_w, total, r, k, v, dy, dstate,
+            token, left, H, K, V, BK, BV, L, LEVELS, RAW, RESETS,
         )  # fmt: skip
 
 
 @triton.jit
 def _mild_gradient(
-    r_ptr, k_ptr, v_ptr, w_ptr, u_ptr, resets, table, states, dstates,
-    dy_ptr, dr_ptr, dk_ptr, dv_ptr, dw_ptr, du_ptr, log_w, total, token, left, H,
+    r_ptr, k_ptr, w_ptr, u_ptr, resets, table, states,
+    dr_ptr, dk_ptr, dv_ptr, dw_ptr, du_ptr, log_w, total, r, k, v, dy, dstate,
+    token, left, H,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, L: tl.constexpr,
     RAW: tl.constexpr, RESETS: tl.constexpr,
 ):  # fmt: skip
@@ -223,8 +229,6 @@ def _mild_gradient(
     if RESETS:
         document, last = _documents(resets, token, left, L)
         reads, writes = (document == 0)[:, None], (document == last)[:, None]
-    r = _tile(r_ptr, rows, columns, K, H * K, left)
-    k = _tile(k_ptr, rows, columns, K, H * K, left)
     own = _bonus(r, k, _vector(u_ptr, columns, K))
     first, rest = _split(log_w, r)
     half = tl.exp2(total * 0.5)[None, :]
@@ -233,16 +237,14 @@ def _mild_gradient(
     reader, writer = _times(r, tl.exp2(_sums(centred, first, rest))), _times(k, write)
 
     within = _upper(_dot(writer, tl.trans(reader)), own, resets, token, left, L, RESETS)
-    dy = _tile(dy_ptr, rows, v_columns, V, H * V, left)
     dv = _dot(within.to(dy.dtype), dy)
-    dstate = _times(_state(dstates, BK, BV), half)
+    dstate = _times(dstate, half)
     outer = writer
     if RESETS:
         outer = tl.where(writes, writer, 0.0)
     dv += _dot(outer, tl.trans(dstate))
     _put(dv_ptr, rows, v_columns, V, H * V, left, dv)
 
-    v = _tile(v_ptr, rows, v_columns, V, H * V, left)
     dwithin = _dot(v, tl.trans(dy))  # [earlier, later]
     down = tl.sum(tl.where(diagonal, dwithin, 0.0), 1)[:, None]
     dwithin = _upper(dwithin, 0.0, resets, token, left, L, RESETS).to(v.dtype)
@@ -293,8 +295,9 @@ def _mild_gradient(
 
 @triton.jit
 def _strong_gradient(
-    r_ptr, k_ptr, v_ptr, w_ptr, u_ptr, resets, table, states, dstates,
-    dy_ptr, dr_ptr, dk_ptr, dv_ptr, dw_ptr, du_ptr, log_w, total, token, left, H,
+    u_ptr, resets, table, states,
+    dr_ptr, dk_ptr, dv_ptr, dw_ptr, du_ptr, log_w, total, r, k, v, dy, dstate,
+    token, left, H,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, L: tl.constexpr,
     LEVELS: tl.constexpr, RAW: tl.constexpr, RESETS: tl.constexpr,
 ):  # fmt: skip
@@ -302,10 +305,6 @@ def _strong_gradient(
     rows, columns, v_columns = tl.arange(0, L), tl.arange(0, BK), tl.arange(0, BV)
     i, j = rows[:, None], rows[None, :]
     u = _vector(u_ptr, columns, K)
-    r = _tile(r_ptr, rows, columns, K, H * K, left)
-    k = _tile(k_ptr, rows, columns, K, H * K, left)
-    v = _tile(v_ptr, rows, v_columns, V, H * V, left)
-    dy = _tile(dy_ptr, rows, v_columns, V, H * V, left)
     first, rest = _split(log_w, v)
     dwithin = _dot(dy, tl.trans(v))  # [later, earlier], and mirrored
     down = tl.sum(tl.where(i == j, dwithin, 0.0), 1)[:, None]
@@ -334,7 +333,7 @@ def _strong_gradient(
         read = tl.where((document == 0)[:, None], read, 0.0)
         write = tl.where((document == last)[:, None], write, 0.0)
         whole = tl.where(last == 0, whole, 0.0)
-    state, dstate = _state(states, BK, BV), _state(dstates, BK, BV)
+    state = _state(states, BK, BV)
     dv = _dot(within.to(v.dtype), dy)
     dv += _dot(_times(k, write), tl.trans(dstate))
     _put(dv_ptr, rows, v_columns, V, H * V, left, dv)
