@@ -98,7 +98,7 @@ def test_loss_that_is_not_finite_names_its_origin_and_stops(component):
     with torch.no_grad():
         getattr(getattr(broken.model.blocks[1], component), name).weight[0, 0] = torch.nan
     before = {key: x.clone() for key, x in broken.model.state_dict().items()}
-    with pytest.raises(NonFinite, match=rf"loss .* blocks.1.{component}.{name} \({component}\)"):
+    with pytest.raises(NonFinite, match=rf"loss .* blocks.1.{component}\.\w+ \({component}\)"):
         broken.step(2, [batch(2)])
     for key, x in broken.model.state_dict().items():
         torch.testing.assert_close(x, before[key], rtol=0, atol=0, equal_nan=True)

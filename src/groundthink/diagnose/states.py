@@ -37,19 +37,18 @@ class States:
     def start(self, model: nn.Module) -> None:
         """Begin to record a step."""
         self._open = ExitStack()
-        self._tape: Tape = self._open.enter_context(tape(model, *patterns(model), keep=1))
-        self._open.callback(model.register_forward_hook(self._see).remove)
-
-    def _see(self, model: nn.Module, inputs: tuple[Any, ...], output: tuple[Tensor, State]) -> None:
-        self._state = output[1].detach()
+        names = ("blocks.*", *patterns(model))
+        self._tape: Tape = self._open.enter_context(tape(model, *names, keep=1))
 
     @torch.no_grad()
     def finish(self, model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
         """The "states" record of the step."""
         self._open.close()
-        parts = {name: self._state.part(name, PARTS[name]) for name in branches(model)}
-        if not parts:
+        if not branches(model):
             return []
+        blocks = model.get_submodule("blocks").named_children()
+        state = State([self._tape[f"blocks.{i}"][0].output[1] for i, _ in blocks]).clone()
+        parts = {name: state.part(name, PARTS[name]) for name in branches(model)}
         every_part = [x for layers in parts.values() for x in layers]
         norms = {name: mean([norm(x) for x in layers]) for name, layers in parts.items()}
         fields: dict[str, Any] = {f"{COLUMNS[name]}_norm": value for name, value in norms.items()}

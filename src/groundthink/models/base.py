@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from groundthink.layers.norms import make_norm
 from groundthink.layers.state import State
@@ -28,6 +28,15 @@ class LanguageModel(nn.Module):
         """Let the head share the embedding, if the config says so; to_empty() parts them."""
         if self.config.tie_embeddings:
             self.head.weight = self.embed.weight
+
+    def features(
+        self, tokens: Tensor, state: State | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """What the head reads, [B, T, C] after the final norm, and the state after the last token.
+
+        The arguments are those of the model.
+        """
+        raise NotImplementedError
 
     def init_state(self, batch: int) -> State:
         """The state before the first token."""

@@ -67,6 +67,13 @@ class GPT2(LanguageModel):
         Raises:
             UserError: a position lies beyond the context length.
         """
+        x, new = self.features(tokens, state, reset)
+        return self.head(x), {"state": new} if return_states else new
+
+    def features(
+        self, tokens: Tensor, state: State | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """What the head reads, [B, T, C], and the state after the last token."""
         state = state or self.init_state(tokens.shape[0])
         first = state.layers[0]["attention"]
         past = first["k"].shape[2]
@@ -82,8 +89,7 @@ class GPT2(LanguageModel):
         for block, layer in zip(self.blocks, state.layers, strict=True):
             x, kv = block(x, layer["attention"], reset)
             new.append({"attention": kv})
-        logits = self.head(self.norm(x))
-        return logits, {"state": State(new)} if return_states else State(new)
+        return self.norm(x), State(new)
 
 
 def count_from_reset(start: Tensor, tokens: Tensor, reset: Tensor | None) -> Tensor:

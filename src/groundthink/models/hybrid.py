@@ -163,6 +163,13 @@ class HybridLM(LanguageModel):
         """
         if return_states:
             return named_states(self, tokens, state, reset)
+        x, new = self.features(tokens, state, reset)
+        return self.head(x), new
+
+    def features(
+        self, tokens: Tensor, state: State | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """What the head reads, [B, T, C], and the state after the last token."""
         x = self.embed(tokens)
         if hasattr(self, "embed_norm"):
             x = self.embed_norm(x)
@@ -171,7 +178,7 @@ class HybridLM(LanguageModel):
         for block, layer in zip(self.blocks, old, strict=True):
             x, layer = block(x, layer, reset)
             new.append(layer)
-        return self.head(self.norm(x)), State(new)
+        return self.norm(x), State(new)
 
 
 def named_states(

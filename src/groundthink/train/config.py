@@ -51,6 +51,8 @@ class TrainConfig:
     """Autocast precision; weights and state stay fp32."""
     compile: bool = False
     """Compile each block with torch.compile."""
+    cuda_graph: bool = True
+    """On a GPU, replay forward and backward as one CUDA graph where a step is one forward pass."""
     carry_state: bool = True
     """Carry the recurrent state across chunks, cut from the graph (needs data.order lanes)."""
     backend: str = "auto"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from groundthink.data.stream import Batch
-from groundthink.train.step import autocast, nats
+from groundthink.train.loss import nats
+from groundthink.train.step import autocast
 
 
 @torch.no_grad()

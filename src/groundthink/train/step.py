@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundthink.data.stream import Batch
 from groundthink.layers.state import State
 from groundthink.models.base import LanguageModel
 from groundthink.train.config import TrainConfig
+from groundthink.train.graph import Graph, records_graphs
+from groundthink.train.loss import predict
 from groundthink.train.optim import adamw, component, set_lr
 
 
@@ -69,11 +70,6 @@ def eager() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager")
 
 
-def nats(logits: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
-    """Cross-entropy in fp32 of logits [B, T, V]; targets [B, T] of -100 are not scored."""
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction=reduction)
-
-
 class Stepper:
     """Model, optimizer, loss scaler and carried state.
 
@@ -88,6 +84,7 @@ class Stepper:
         self.optimizer = adamw(model, config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.state: State | None = None
+        self.graphs: dict[tuple[int, ...], Graph] = {}
 
     def step(
         self, number: int, batches: Sequence[Batch], observers: Sequence[Observer] = ()
@@ -100,16 +97,11 @@ class Stepper:
             NonFinite: the loss or the gradient norm is NaN or infinite.
         """
         scored = sum(int((batch.targets >= 0).sum()) for batch in batches)
-        before = self.state
-        self.optimizer.zero_grad()
-        for observer in observers:
-            observer.start(self.model)
-        with eager() if observers and self.config.compile else nullcontext():
-            total = torch.zeros((), device=self.device)
-            for batch in batches:
-                loss = self._forward(batch)
-                self.scaler.scale(loss / scored).backward()
-                total += loss.detach()
+        if self._graphed(batches):
+            total, before = self._replay(batches[0], scored, observers)
+        else:
+            before = self.state
+            total = self._run(batches, scored, observers)
         self.scaler.unscale_(self.optimizer)
         observed = [record for observer in observers for record in observer.finish(self.model)]
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -117,7 +109,7 @@ class Stepper:
         loss, grad_norm = torch.stack([total / scored, norm]).tolist()
         if not math.isfinite(loss):
             self.state = before
-            raise NonFinite("the loss", first_nonfinite(self.model, lambda: self._replay(batches)))
+            raise NonFinite("the loss", first_nonfinite(self.model, lambda: self._look(batches)))
         if not math.isfinite(grad_norm) and not self._overflowed():
             raise NonFinite("the gradient", last_nonfinite_gradient(self.model))
         if self.config.grad_clip:
@@ -141,19 +133,64 @@ class Stepper:
         if stored["state"]:
             self.state = State.from_items(stored["state"]).map(lambda x: x.to(self.device))
 
-    def _forward(self, batch: Batch) -> Tensor:
-        tokens, targets, reset = (
-            x.to(self.device, non_blocking=True) for x in (batch.tokens, batch.targets, batch.reset)
-        )
+    def _run(self, batches: Sequence[Batch], scored: int, observers: Sequence[Observer]) -> Tensor:
+        """Sum of the losses of all batches; their gradients are in the parameters."""
+        self.optimizer.zero_grad()
+        for observer in observers:
+            observer.start(self.model)
+        total = torch.zeros((), device=self.device)
+        with eager() if observers and self.config.compile else nullcontext():
+            for batch in batches:
+                loss, self.state = self._pass(self._here(batch), self.state, scored)
+                total += loss
+        return total
+
+    def _pass(
+        self, batch: Batch, state: State | None, scored: Tensor | int
+    ) -> tuple[Tensor, State | None]:
+        """Forward and backward of one batch: the sum of its losses, and the state to carry on."""
         with autocast(self.device, self.config.precision):
-            logits, state = self.model(tokens, self.state, reset)
-        self.state = state.detach() if self.carry else None
-        return nats(logits, targets)
+            loss, state = predict(self.model, batch.tokens, batch.targets, state, batch.reset)
+        self.scaler.scale(loss / scored).backward()
+        return loss.detach(), state.detach() if self.carry else None
+
+    def _here(self, batch: Batch) -> Batch:
+        return Batch(*(x.to(self.device, non_blocking=True) for x in batch))
+
+    def _graphed(self, batches: Sequence[Batch]) -> bool:
+        """Whether this step can be replayed: one batch of the shape of the first."""
+        possible = self.config.backend in ("auto", "triton") and records_graphs(self.device)
+        if not (self.config.cuda_graph and possible and len(batches) == 1):
+            return False
+        return all(graph.fits(batches[0]) for graph in self.graphs.values())
+
+    def _replay(
+        self, batch: Batch, scored: int, observers: Sequence[Observer]
+    ) -> tuple[Tensor, State | None]:
+        """The loss of the batch and the state before it, through the graph of these observers."""
+        key = tuple(id(observer) for observer in observers)
+        if self.carry and self.state is None:
+            self.state = self.model.init_state(len(batch.tokens))
+        if key not in self.graphs:
+            for observer in observers:
+                observer.start(self.model)
+            with eager() if observers and self.config.compile else nullcontext():
+                self.graphs[key] = Graph(
+                    self._pass, self.model, self._here(batch), self.state, self.graphs.values()
+                )
+        graph = self.graphs[key]
+        total = graph.replay(batch, self.state, scored)
+        self.state = graph.state
+        return total, graph.before
 
     @torch.no_grad()
-    def _replay(self, batches: Sequence[Batch]) -> None:
-        for batch in batches:
-            self._forward(batch)
+    def _look(self, batches: Sequence[Batch]) -> None:
+        """Run the forward passes again, for the hooks on every module."""
+        state = self.state
+        for batch in map(self._here, batches):
+            with autocast(self.device, self.config.precision):
+                _, state = self.model(batch.tokens, state, batch.reset)
+            state = state if self.carry else None
 
     def _overflowed(self) -> bool:
         """Whether fp16 explains a gradient that is not finite: the scale can still be lowered."""

@@ -5,6 +5,7 @@ Letters: x is the residual stream, r and m are the outputs of RWKV-6 and Mamba-2
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from groundthink.errors import UserError
@@ -75,7 +76,8 @@ def token_gate(
     check_shape("token_gate", "weight", weight, (1, 2 * x.shape[-1]))
     check_shape("token_gate", "bias", bias, (1,))
     run = choose("token_gate", BACKENDS["token_gate"], backend, x)
-    return run(x, r, m, norm_r, norm_m, weight, bias, eps)
+    with torch.autocast(x.device.type, enabled=False):
+        return run(x, r, m, norm_r, norm_m, weight, bias, eps)
 
 
 def channel_gate(

@@ -1,0 +1,97 @@
+"""Forward and backward of a step as one CUDA graph: recorded once, replayed without Python.
+
+Small models spend most of a step in starting kernels; a graph starts them all at once. An observed
+step has a graph of its own, recorded with the hooks of its observers in place: their tapes hold
+memory that every replay fills anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from groundthink.data.stream import Batch
+from groundthink.layers.state import State
+from groundthink.ops.dispatch import triton_obstacle
+
+WARM_UP = 3
+"""Passes before the recording: they compile the kernels and let the libraries allocate."""
+
+Pass = Callable[[Batch, State | None, Tensor], tuple[Tensor, State | None]]
+"""Forward and backward: batch, state and number of scored tokens to the loss and the new state."""
+
+
+class Graph:
+    """One recorded pass over batches of one shape.
+
+    Args:
+        run: the pass; it leaves the gradients in the parameters.
+        model: whose gradients they are.
+        batch: the first batch, on the device.
+        state: the state it starts from, or None for a pass that carries none.
+        others: graphs of the same model, whose memory it shares.
+    """
+
+    def __init__(
+        self,
+        run: Pass,
+        model: nn.Module,
+        batch: Batch,
+        state: State | None,
+        others: Iterable[Graph] = (),
+    ):
+        self.parameters = list(model.parameters())
+        self.batch = Batch(*(x.clone() for x in batch))
+        self.scored = torch.ones((), device=batch.tokens.device)
+        self.state = None if state is None else state.map(torch.clone)
+        self.before = None if state is None else state.map(torch.clone)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self._clear()
+                run(self.batch, self.state, self.scored)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._clear()
+        self.graph = torch.cuda.CUDAGraph()
+        pool = next((other.graph.pool() for other in others), None)
+        with torch.cuda.graph(self.graph, pool=pool):
+            if self.state is not None and self.before is not None:
+                copy(self.state, self.before)
+            self.loss, new = run(self.batch, self.state, self.scored)
+            if self.state is not None and new is not None:
+                copy(new, self.state)
+        self.gradients = [p.grad for p in self.parameters]
+
+    def _clear(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def fits(self, batch: Batch) -> bool:
+        """Whether the batch has the recorded shape."""
+        return batch.tokens.shape == self.batch.tokens.shape
+
+    def replay(self, batch: Batch, state: State | None, scored: int) -> Tensor:
+        """The loss of a batch; its gradients are in the parameters, the new state in `state`."""
+        for static, given in zip(self.batch, batch, strict=True):
+            static.copy_(given, non_blocking=True)
+        if self.state is not None and state is not None and state is not self.state:
+            copy(state, self.state)
+        self.scored.fill_(scored)
+        self.graph.replay()
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = gradient
+        return self.loss
+
+
+def copy(source: State, target: State) -> None:
+    """Overwrite the tensors of one state with those of another."""
+    given, kept = ([x for _, x in state.items()] for state in (source, target))
+    torch._foreach_copy_(kept, given)  # pyright: ignore
+
+
+def records_graphs(device: torch.device) -> bool:
+    """Whether passes on this device can be recorded: only the Triton kernels never ask the host."""
+    return device.type == "cuda" and not triton_obstacle(device)
