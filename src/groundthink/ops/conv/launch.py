@@ -10,6 +10,7 @@ from torch import Tensor
 
 from groundthink.ops.conv.triton import _backward, _forward
 from groundthink.ops.fused import Operator, device_of, differentiable, rows
+from groundthink.ops.shares import total
 
 BLOCK, STRETCH, REGISTERS = 128, 0, None
 
@@ -92,7 +93,7 @@ def _grad(
             BLOCK, blocks, num_warps=1,
             maxnreg=REGISTERS,
         )  # fmt: skip
-    return dx, ddt, dwindow, shares.sum(0)
+    return dx, ddt, dwindow, total(shares)
 
 
 def _fake(x, dt, weight, bias, dt_bias, window, reset):

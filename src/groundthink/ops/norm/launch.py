@@ -10,17 +10,18 @@ from torch import Tensor
 
 from groundthink.ops.fused import Operator, device_of, differentiable, processors, rows
 from groundthink.ops.norm.triton import _head_backward, _head_forward, _rms_backward, _rms_forward
+from groundthink.ops.shares import total
 
-TILE = 2048
-"""Elements of a tile."""
-FILL = 16
+TILE, BACK = 2048, 1024
+"""Elements of a tile, forward and backward."""
+FILL = 32
 """Warps a multiprocessor that share the rows of a gradient."""
 
 
 def tile_of(width: int, elements: int) -> tuple[int, int, int]:
     """Columns (a power of two), rows and warps of a tile of about so many elements."""
     pad = triton.next_power_of_2(width)
-    return pad, max(1, elements // pad), min(16, max(4, pad // 512))
+    return pad, max(1, elements // pad), min(16, max(4, pad // 256))
 
 
 def _rms(
@@ -68,7 +69,7 @@ def _rms_grad(
     z, z_step, z_unit = (None, 0, 1) if z is None else rows(z)
     dtotal, dtotal_step, dtotal_unit = (None, 0, 1) if dtotal is None else rows(dtotal)
     n = x.numel() // width
-    pad, tall, warps = tile_of(width // groups, TILE)
+    pad, tall, warps = tile_of(width // groups, BACK)
     some = min(triton.cdiv(n, tall), processors(x.device) * FILL // warps)
     shares = torch.empty(some, width, dtype=torch.float32, device=x.device)
     with device_of(x):
@@ -77,7 +78,7 @@ def _rms_grad(
             n, x_step, z_step, dout_step, dtotal_step, eps, width, width // groups,
             x_unit, z_unit, dout_unit, dtotal_unit, pad, tall, num_warps=warps,
         )  # fmt: skip
-    return dx, dother, shares.sum(0).to(weight.dtype)
+    return dx, dother, total(shares).to(weight.dtype)
 
 
 def _fake_rms(x, add, z, weight, groups, eps, dtype):
@@ -134,11 +135,11 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float
     return _rms_norm(y, None, z, weight, groups, eps, y.dtype)[0]
 
 
-def _head_tile(count: int, size: int) -> tuple[int, int, int]:
+def _head_tile(count: int, size: int, elements: int) -> tuple[int, int, int]:
     """Columns of a head, heads and rows of a tile; about 128 columns."""
     pad = triton.next_power_of_2(size)
     heads = max(1, min(128 // pad, triton.next_power_of_2(count)))
-    return pad, heads, max(1, TILE // (pad * heads))
+    return pad, heads, max(1, elements // (pad * heads))
 
 
 def _head(y: Tensor, g: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -147,7 +148,7 @@ def _head(y: Tensor, g: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Ten
     y, y_step, y_unit = rows(y.flatten(-2))
     g, g_step, g_unit = rows(g)
     n = y.numel() // (count * size)
-    pad, heads, tall = _head_tile(count, size)
+    pad, heads, tall = _head_tile(count, size, TILE)
     with device_of(y):
         _head_forward[(triton.cdiv(n, tall), triton.cdiv(count, heads))](
             y, g, weight, bias, out, n, y_step, g_step, eps,
@@ -167,7 +168,7 @@ def _head_grad(
     g, g_step, g_unit = rows(g)
     dout, dout_step, dout_unit = rows(dout)
     n = y.numel() // (count * size)
-    pad, heads, tall = _head_tile(count, size)
+    pad, heads, tall = _head_tile(count, size, BACK)
     across = triton.cdiv(count, heads)
     some = min(triton.cdiv(n, tall), triton.cdiv(processors(y.device) * FILL // 4, across))
     shares = torch.empty(some, 2, count * size, dtype=torch.float32, device=y.device)
@@ -176,7 +177,7 @@ def _head_grad(
             y, g, weight, bias, dout, dy, dg, shares, n, y_step, g_step, dout_step, eps,
             count, size, y_unit, g_unit, dout_unit, pad, heads, tall, num_warps=4,
         )  # fmt: skip
-    return dy, dg, shares.sum(0)
+    return dy, dg, total(shares)
 
 
 def _fake_head(y, g, weight, bias, eps):

@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from groundthink.ops.fused import Operator, device_of, differentiable, processors
+from groundthink.ops.shares import total
 from groundthink.ops.shift.triton import (
     _decay,
     _decay_backward,
@@ -20,8 +21,8 @@ from groundthink.ops.shift.triton import (
     _shift_backward,
 )
 
-FEW, TILE, BACK, FILL, EACH = 512, 2048, 1024, 16, 2
-TALL, STAGES, WARPS, COLS = 64, 2, 8, 128
+FEW, TILE, BACK, FILL, EACH = 512, 2048, 1024, 16, 4
+TALL, STAGES, WARPS, COLS, REGISTERS = 64, 2, 8, 64, 128
 FTALL, FSTAGES, FWARPS, FCOL = 64, 2, 8, 64
 
 
@@ -53,7 +54,7 @@ def _run(
         _premix[(triton.cdiv(n, tall), across)](
             x, last, maa_x, reset, mixed, final, n, steps, size, tall, columns, num_warps=4
         )
-        hidden = mixed.view(n, size) @ w1.to(x.dtype)
+        hidden = torch.tanh_(mixed.view(n, size) @ w1.to(x.dtype))
         _lerp[(triton.cdiv(n, FTALL), triton.cdiv(size, FCOL), 5 // blends)](
             x, last, reset, hidden, w2.contiguous(), maa.contiguous(), first, rest, n, steps,
             size, rank, max(16, triton.next_power_of_2(rank)), FTALL, FCOL, blends, FSTAGES,
@@ -101,7 +102,7 @@ def _grad(
         )  # fmt: skip
         _low_rank_backward[(5 * some, across)](
             x, last, reset, hidden, w2, dfirst, drest, dhidden, shares, n, steps,
-            size, rank, pad, TALL, columns, STAGES, num_warps=WARPS,
+            size, rank, pad, TALL, columns, STAGES, num_warps=WARPS, maxnreg=REGISTERS,
         )  # fmt: skip
         dhidden = dhidden.sum(0) if across > 1 else dhidden[0]
         dmixed = dhidden @ w1.to(x.dtype).t()
@@ -111,7 +112,7 @@ def _grad(
             None if dfinal is None else dfinal.contiguous(), dx, dlast, dmaa_x, n, steps,
             size, tall, columns, num_warps=4,
         )  # fmt: skip
-    return dx, dlast, dmaa_x.sum(0), dw1, shares.sum(0)
+    return dx, dlast, total(dmaa_x), dw1, total(shares)
 
 
 def _fake(x, last, maa_x, w1, w2, maa, reset):
@@ -236,7 +237,7 @@ def _decay_grad(
         _decay_weights[(some, across)](
             x, hidden, dout, dhidden, shares, n, size, width, rank, pad, 64, 64, num_warps=_warps(x)
         )
-    return dx, shares.sum(0)
+    return dx, total(shares)
 
 
 def _fake_decay(x, bias, w1, w2):

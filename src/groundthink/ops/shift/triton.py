@@ -70,7 +70,7 @@ def _hidden(ptr, row, n, q, RANK: tl.constexpr, PAD: tl.constexpr):
     """Low-rank activations of blend q [ROWS, PAD]."""
     rank = tl.arange(0, PAD)[None, :]
     at = row.to(tl.int64) * (5 * RANK) + q * RANK + rank
-    return tl.load(ptr + at, (row < n) & (rank < RANK), 0).to(tl.float32)
+    return tl.load(ptr + at, (row < n) & (rank < RANK), 0)
 
 
 @triton.jit
@@ -94,12 +94,12 @@ def _blend(
     SIZE: tl.constexpr, RANK: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
     kind = hidden_ptr.dtype.element_ty
-    hidden = _tanh(_hidden(hidden_ptr, row, n, q, RANK, PAD)).to(kind)
+    hidden = _hidden(hidden_ptr, row, n, q, RANK, PAD)
     w2 = _w2(w2_ptr, channel, q, SIZE, RANK, PAD).to(kind)
     return x + back * _share(hidden, w2, maa_ptr, channel, q, SIZE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _lerp(
     x_ptr,
     last_ptr,
@@ -145,12 +145,12 @@ def _blend_backward(
     kind = hidden_ptr.dtype.element_ty
     at = row.to(tl.int64) * SIZE + channel
     dout = tl.load(dout_ptr + at, (row < n) & (channel < SIZE), 0).to(tl.float32)
-    hidden = _tanh(_hidden(hidden_ptr, row, n, q, RANK, PAD)).to(kind)
+    hidden = _hidden(hidden_ptr, row, n, q, RANK, PAD)
     w2 = _w2(w2_ptr, channel, q, SIZE, RANK, PAD).to(kind)
     return direct + dout, through + dout * _share(hidden, w2, maa_ptr, channel, q, SIZE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _lerp_backward(
     hidden_ptr,
     w2_ptr,
@@ -186,7 +186,7 @@ def _lerp_backward(
     tl.store(through_ptr + at, through.to(through_ptr.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _low_rank_backward(
     x_ptr,
     last_ptr,
@@ -230,10 +230,12 @@ def _low_rank_backward(
         at = row.to(tl.int64) * SIZE + channel
         dout = tl.load(dout_ptr + at, (row < n) & real, 0).to(tl.float32)
         dshare = (dout * (before - x)).to(kind)
-        hidden = _tanh(_hidden(hidden_ptr, row, n, q, RANK, PAD))
-        dw2 = tl.dot(tl.trans(hidden.to(kind)), dshare, dw2, input_precision="ieee")
+        hidden = _hidden(hidden_ptr, row, n, q, RANK, PAD)
+        dw2 = tl.dot(tl.trans(hidden), dshare, dw2, input_precision="ieee")
         dmaa = tl.dot(ones, dshare, dmaa, input_precision="ieee")
-        dhidden = tl.dot(dshare, w2, input_precision="ieee") * (1 - hidden * hidden)
+        dhidden = tl.dot(dshare, w2, input_precision="ieee")
+        hidden = hidden.to(tl.float32)
+        dhidden *= 1 - hidden * hidden
         at = dhidden_ptr + row.to(tl.int64) * (5 * RANK) + q * RANK + rank
         tl.store(at, dhidden.to(kind), (row < n) & (rank < RANK))
     shares_ptr += share.to(tl.int64) * (5 * (RANK + 1) * SIZE)
