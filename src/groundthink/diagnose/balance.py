@@ -69,7 +69,8 @@ def shares(model: nn.Module, calls: Tape) -> tuple[Layers, Layers]:
     for where, block in model.get_submodule("blocks").named_children():
         if isinstance(block, Block) and block.parallel:
             outputs = (calls[f"blocks.{where}.{name}"][0].output[0] for name in block.mixers)
-            normed = block.normed(*outputs)
+            full = block.norm1.weight.dtype  # of the weights: the outputs may come from autocast
+            normed = block.normed(*(output.to(full) for output in outputs))
             gates[f"blocks.{where}"] = block.fusion.share(*normed)
             r, m = (part.float().norm() for part in block.fusion.parts(*normed))
             effective[f"blocks.{where}"] = r / (r + m)

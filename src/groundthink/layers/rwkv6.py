@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from groundthink.errors import UserError
 from groundthink.layers.norms import HeadNorm, product_dtype
 from groundthink.ops.dispatch import around
-from groundthink.ops.shift import project
+from groundthink.ops.shift import project, raw_decay
 from groundthink.ops.wkv6 import wkv6
 
 
@@ -122,13 +122,12 @@ class RWKV6(nn.Module):
             self.time_faaaa,
             state["wkv"],
             reset,
-            w_raw=self.decay(x_w).unflatten(-1, self.heads),
+            w_raw=self.decay(x_w, around_it).unflatten(-1, self.heads),
             backend=self.backend,
         )
         return self.output(self.ln_x(y, g, around_it)), {"wkv": wkv, "shift": last}
 
-    def decay(self, x: Tensor) -> Tensor:
+    def decay(self, x: Tensor, backend: str = "auto") -> Tensor:
         """w_raw = d + LoRA(x) [B, T, C], in fp32 or wider: w lies close to 1."""
-        full = torch.promote_types(self.time_decay.dtype, torch.float32)
-        lora = torch.tanh(x @ self.time_decay_w1) @ self.time_decay_w2
-        return self.time_decay.to(full) + lora
+        lora = self.time_decay_w1, self.time_decay_w2
+        return raw_decay(x, self.time_decay, *lora, backend=backend)
