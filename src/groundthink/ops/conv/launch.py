@@ -12,7 +12,8 @@ from groundthink.ops.conv.triton import _backward, _forward
 from groundthink.ops.fused import Operator, device_of, differentiable, rows
 from groundthink.ops.shares import total
 
-BLOCK, STRETCH, REGISTERS = 128, 0, None
+BLOCK = 128
+"""Channels of a program: four for each thread of a warp."""
 
 
 def _stretch(batch: int, steps: int, blocks: int) -> int:
@@ -41,13 +42,12 @@ def _run(
     x, x_step, x_unit = rows(x)
     dt, dt_step, dt_unit = (None, 0, 1) if dt is None else rows(dt)
     blocks = triton.cdiv(size, BLOCK)
-    stretch = STRETCH or _stretch(batch, steps, blocks)
+    stretch = _stretch(batch, steps, blocks)
     with device_of(x):
         _forward[(batch * triton.cdiv(steps, stretch), blocks + triton.cdiv(heads, 32))](
             x, dt, weight.contiguous(), bias, dt_bias, window.contiguous(), _bytes(reset),
             y, sizes, final, steps, stretch, x_step, dt_step,
             size, heads, weight.shape[1], x_unit, dt_unit, BLOCK, blocks, num_warps=1,
-            maxnreg=REGISTERS,
         )  # fmt: skip
     return y, sizes, final
 
@@ -81,7 +81,7 @@ def _grad(
     dt, dt_step, dt_unit = (None, 0, 1) if dt is None else rows(dt)
     dy, dy_step, dy_unit = rows(dy)
     blocks = triton.cdiv(size, BLOCK)
-    stretch = STRETCH or _stretch(batch, steps, blocks)
+    stretch = _stretch(batch, steps, blocks)
     some = batch * triton.cdiv(steps, stretch)
     shares = torch.empty(some, size * (width + 1) + heads, dtype=torch.float32, device=x.device)
     with device_of(x):
@@ -91,7 +91,6 @@ def _grad(
             None if dfinal is None else dfinal.contiguous(), dx, ddt, dwindow, shares,
             steps, stretch, x_step, dt_step, dy_step, size, heads, width, x_unit, dt_unit, dy_unit,
             BLOCK, blocks, num_warps=1,
-            maxnreg=REGISTERS,
         )  # fmt: skip
     return dx, ddt, dwindow, total(shares)
 

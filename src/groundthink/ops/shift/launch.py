@@ -21,13 +21,16 @@ from groundthink.ops.shift.triton import (
     _shift_backward,
 )
 
-FEW, TILE, BACK, FILL, EACH = 512, 2048, 1024, 16, 4
-TALL, STAGES, WARPS, COLS, REGISTERS = 64, 2, 8, 64, 128
-FTALL, FSTAGES, FWARPS, FCOL = 64, 2, 8, 64
-
-
-def _columns(size: int) -> int:
-    return min(COLS, max(16, triton.next_power_of_2(size)))
+ROWS, COLUMNS = 64, 64
+"""Of a tile of the kernels with products."""
+TILE, BACK = 2048, 1024
+"""Elements of a tile of the others, forward and backward."""
+FEW = 512
+"""Tokens up to which every blend has programs of its own: together they fill no machine."""
+FILL = 16
+"""Warps a multiprocessor that share the rows in the last kernel of the gradient."""
+SHARERS = 4
+"""Programs a multiprocessor that share the rows in the gradient of the low-rank weights."""
 
 
 def _run(
@@ -46,19 +49,16 @@ def _run(
     reset = None if reset is None else reset.contiguous().view(torch.uint8)
     mixed, first, final = torch.empty_like(x), torch.empty_like(x), torch.empty_like(last)
     rest = torch.empty((4, *x.shape), dtype=x.dtype, device=x.device)
-    columns = _columns(size)
-    across = triton.cdiv(size, columns)
-    tall = TILE // columns
-    blends = 5 if n > FEW else 1  # few tokens fill no machine
+    across, pad = triton.cdiv(size, COLUMNS), max(16, triton.next_power_of_2(rank))
+    tall, blends = TILE // COLUMNS, 5 if n > FEW else 1
     with device_of(x):
         _premix[(triton.cdiv(n, tall), across)](
-            x, last, maa_x, reset, mixed, final, n, steps, size, tall, columns, num_warps=4
+            x, last, maa_x, reset, mixed, final, n, steps, size, tall, COLUMNS, num_warps=4
         )
         hidden = torch.tanh_(mixed.view(n, size) @ w1.to(x.dtype))
-        _lerp[(triton.cdiv(n, FTALL), triton.cdiv(size, FCOL), 5 // blends)](
+        _lerp[(triton.cdiv(n, ROWS), across, 5 // blends)](
             x, last, reset, hidden, w2.contiguous(), maa.contiguous(), first, rest, n, steps,
-            size, rank, max(16, triton.next_power_of_2(rank)), FTALL, FCOL, blends, FSTAGES,
-            num_warps=FWARPS,
+            size, rank, pad, ROWS, COLUMNS, blends, 2, num_warps=8,
         )  # fmt: skip
     return first, rest, final, mixed, hidden
 
@@ -82,27 +82,25 @@ def _grad(
     rank = w2.shape[1]
     x, last, n = x.contiguous(), last.contiguous(), batch * steps
     reset = None if reset is None else reset.contiguous().view(torch.uint8)
-    columns = _columns(size)
-    across = triton.cdiv(size, columns)
+    across, pad = triton.cdiv(size, COLUMNS), max(16, triton.next_power_of_2(rank))
     direct, through, dx = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
     dlast = torch.empty_like(last)
     dhidden = torch.empty(across, *hidden.shape, dtype=x.dtype, device=x.device)
-    some = min(triton.cdiv(n, TALL), triton.cdiv(processors(x.device) * EACH, across * 5))
+    some = min(triton.cdiv(n, ROWS), triton.cdiv(processors(x.device) * SHARERS, across * 5))
     shares = torch.empty(some, 5 * rank + 5, size, dtype=torch.float32, device=x.device)
-    pad = max(16, triton.next_power_of_2(rank))
     w2, maa = w2.contiguous(), maa.contiguous()
     dfirst, drest = dfirst.contiguous(), drest.contiguous()
-    tall = BACK // columns
+    tall = BACK // COLUMNS
     few = min(triton.cdiv(n, tall), triton.cdiv(processors(x.device) * FILL // 4, across))
     dmaa_x = torch.empty(few, size, dtype=torch.float32, device=x.device)
     with device_of(x):
-        _lerp_backward[(triton.cdiv(n, FTALL), triton.cdiv(size, FCOL))](
+        _lerp_backward[(triton.cdiv(n, ROWS), across)](
             hidden, w2, maa, dfirst, drest, direct, through, n,
-            size, rank, pad, FTALL, FCOL, FSTAGES, num_warps=FWARPS,
+            size, rank, pad, ROWS, COLUMNS, 2, num_warps=8,
         )  # fmt: skip
         _low_rank_backward[(5 * some, across)](
             x, last, reset, hidden, w2, dfirst, drest, dhidden, shares, n, steps,
-            size, rank, pad, TALL, columns, STAGES, num_warps=WARPS, maxnreg=REGISTERS,
+            size, rank, pad, ROWS, COLUMNS, 2, num_warps=8, maxnreg=128,
         )  # fmt: skip
         dhidden = dhidden.sum(0) if across > 1 else dhidden[0]
         dmixed = dhidden @ w1.to(x.dtype).t()
@@ -110,7 +108,7 @@ def _grad(
         _shift_backward[(few, across)](
             x, last, maa_x, reset, direct, through, dmixed,
             None if dfinal is None else dfinal.contiguous(), dx, dlast, dmaa_x, n, steps,
-            size, tall, columns, num_warps=4,
+            size, tall, COLUMNS, num_warps=4,
         )  # fmt: skip
     return dx, dlast, total(dmaa_x), dw1, total(shares)
 
