@@ -242,10 +242,12 @@ def _make_whole(
         whole = _fold(carry, sums, decays, bh, segments, segments, BK, BV, BACK)
         _give(end, bh, 0, whole, K, V, BK, BV)
     others = segments - 1 - chunk // together if BACK else chunk // together
-    carry = _fold(carry, sums, decays, bh, others, segments, BK, BV, BACK)
-    at = bh * chunks + chunk
-    carry = carry * tl.load(passed + at * BK + k)[None, :]
-    at = states + at * (BV * BK) + v * BK + k[None, :]
-    state = tl.load(at)
-    tl.store(at, (state.to(tl.float32) + carry).to(state.dtype))
-    tl.debug_barrier()
+    least: tl.constexpr = -1 if START else 0
+    if others > least:
+        carry = _fold(carry, sums, decays, bh, others, segments, BK, BV, BACK)
+        at = bh * chunks + chunk
+        carry = carry * tl.load(passed + at * BK + k)[None, :]
+        at = states + at * (BV * BK) + v * BK + k[None, :]
+        state = tl.load(at)
+        tl.store(at, (state.to(tl.float32) + carry).to(state.dtype))
+        tl.debug_barrier()
