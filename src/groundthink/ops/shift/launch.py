@@ -100,7 +100,8 @@ def _grad(
         )  # fmt: skip
         _low_rank_backward[(5 * some, across)](
             x, last, reset, hidden, w2, dfirst, drest, dhidden, shares, n, steps,
-            size, rank, pad, ROWS, COLUMNS, 2, num_warps=8, maxnreg=128,
+            size, rank, pad, ROWS, COLUMNS, 2, num_warps=8,
+            maxnreg=None if x.dtype == torch.float32 else 128,  # two programs a multiprocessor
         )  # fmt: skip
         dhidden = dhidden.sum(0) if across > 1 else dhidden[0]
         dmixed = dhidden @ w1.to(x.dtype).t()
