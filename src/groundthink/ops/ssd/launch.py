@@ -110,7 +110,7 @@ def _tuned(warps: int, stages: int) -> dict:
 
 TUNING = {
     ("forward", False): _tuned(4, 1),
-    ("forward", True): _tuned(4, 2),
+    ("forward", True): _tuned(4, 1),
     ("scan", False): _tuned(4, 3),
     ("scan", True): _tuned(4, 3),
     ("between", False): _tuned(4, 3),
