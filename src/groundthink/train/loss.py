@@ -10,8 +10,6 @@ from torch.autograd.function import once_differentiable
 from groundthink.layers.state import State
 from groundthink.models.base import LanguageModel
 
-softmax_backward = torch.ops.aten._log_softmax_backward_data
-
 HELD = 1 << 25
 """Most logits held at once: 128 MB in fp32."""
 
@@ -61,12 +59,11 @@ class _ChunkedNats(torch.autograd.Function):
         for x, target, dx in zip(
             hidden.split(rows), targets.split(rows), dhidden.split(rows), strict=True
         ):
-            logits = x @ product.t()
-            log_p = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-            total += F.nll_loss(log_p, target, reduction="sum")
-            chosen = -(target >= 0).to(log_p.dtype)[:, None]
-            dlog_p = torch.zeros_like(log_p).scatter_(1, target.clamp(min=0)[:, None], chosen)
-            dlogits = softmax_backward(dlog_p, log_p, -1, logits.dtype).to(logits.dtype)
+            log_p = (x @ product.t()).float().log_softmax(-1)
+            at, scored = target.clamp(min=0)[:, None], (target >= 0)[:, None]
+            total -= (log_p.gather(1, at) * scored).sum()
+            dlogits = log_p.exp_().scatter_add_(1, at, -torch.ones_like(at, dtype=log_p.dtype))
+            dlogits = dlogits.mul_(scored).to(hidden.dtype)
             torch.mm(dlogits, product, out=dx)
             dweight += dlogits.t() @ x
         ctx.save_for_backward(dhidden, dweight)
