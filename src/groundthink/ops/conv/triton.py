@@ -6,8 +6,6 @@ registers: every value is read once. Up to four taps; those a narrower convoluti
 The step sizes of SSD, softplus(dt + dt_bias), are done by one more program a stretch.
 """
 
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-
 from __future__ import annotations
 
 import triton

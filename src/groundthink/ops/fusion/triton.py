@@ -1,7 +1,5 @@
 """The fusions as Triton kernels: each branch is read once forward and once backward."""
 
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-
 from __future__ import annotations
 
 import triton

@@ -4,8 +4,6 @@ Each program of a gradient goes through every so many rows and sums its share of
 gradients; one more launch adds the shares, always in the same order.
 """
 
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-
 from __future__ import annotations
 
 import triton

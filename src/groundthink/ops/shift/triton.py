@@ -6,8 +6,6 @@ gradients once and leaves two tensors, what reaches x directly and what reaches 
 shift(x) - x; `_shift_backward` joins both with the gradient of the premix and shifts back.
 """
 
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-
 from __future__ import annotations
 
 import triton

@@ -4,7 +4,6 @@ Shape legend: a chunk has L tokens, K and V are the head's sizes, padded to BK a
 """
 
 # The types of kernels are those of the compiler: values, not annotations.
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # pyright: reportIndexIssue=false, reportOperatorIssue=false
 
 from __future__ import annotations

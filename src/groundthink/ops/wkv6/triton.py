@@ -18,7 +18,6 @@ States are held as [V, K]: the decay then runs along rows, like in a tile of tok
 """
 
 # The types of kernels are those of the compiler: values, not annotations.
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # pyright: reportIndexIssue=false, reportOperatorIssue=false
 
 from __future__ import annotations
