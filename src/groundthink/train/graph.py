@@ -14,7 +14,11 @@ from torch import Tensor, nn
 
 from groundthink.data.stream import Batch
 from groundthink.layers.state import State
+from groundthink.models.base import LanguageModel
+from groundthink.ops.conv import WIDEST
 from groundthink.ops.dispatch import triton_obstacle
+from groundthink.ops.ssd import LARGEST as LARGEST_STATE
+from groundthink.ops.wkv6 import LARGEST as LARGEST_HEAD
 
 WARM_UP = 3
 """Passes before the recording: they compile the kernels and let the libraries allocate."""
@@ -92,6 +96,12 @@ def copy(source: State, target: State) -> None:
     torch._foreach_copy_(kept, given)  # pyright: ignore
 
 
-def records_graphs(device: torch.device) -> bool:
-    """Whether passes on this device can be recorded: only the Triton kernels never ask the host."""
-    return device.type == "cuda" and not triton_obstacle(device)
+def recordable(model: LanguageModel, device: torch.device) -> bool:
+    """Whether all of the model runs on Triton kernels here: other forms may ask the host."""
+    c = model.config
+    fit = (
+        c.rwkv_head_size <= LARGEST_HEAD
+        and max(c.mamba_head_size, c.mamba_state_size) <= LARGEST_STATE
+        and c.mamba_conv <= WIDEST
+    )
+    return device.type == "cuda" and not triton_obstacle(device) and fit

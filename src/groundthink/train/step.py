@@ -15,7 +15,7 @@ from groundthink.data.stream import Batch
 from groundthink.layers.state import State
 from groundthink.models.base import LanguageModel
 from groundthink.train.config import TrainConfig
-from groundthink.train.graph import Graph, records_graphs
+from groundthink.train.graph import Graph, recordable
 from groundthink.train.loss import predict
 from groundthink.train.optim import adamw, component, set_lr
 
@@ -159,8 +159,9 @@ class Stepper:
 
     def _graphed(self, batches: Sequence[Batch]) -> bool:
         """Whether this step can be replayed: one batch of the shape of the first."""
-        possible = self.config.backend in ("auto", "triton") and records_graphs(self.device)
-        if not (self.config.cuda_graph and possible and len(batches) == 1):
+        if not (self.config.cuda_graph and self.config.backend in ("auto", "triton")):
+            return False
+        if len(batches) > 1 or not recordable(self.model, self.device):
             return False
         return all(graph.fits(batches[0]) for graph in self.graphs.values())
 
