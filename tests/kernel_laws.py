@@ -46,9 +46,11 @@ def draw(outputs) -> list[Tensor]:
     return [torch.randn(o.shape, device=DEVICE, generator=generator) for o in outputs]
 
 
-def equals_the_reference(op, args, dtype: torch.dtype = torch.float32) -> None:
+def equals_the_reference(
+    op, args, dtype: torch.dtype = torch.float32, backend: str = "triton"
+) -> None:
     """Values and all gradients against the reference in fp64 on the same inputs."""
-    values, grads = step(op, differentiable(args), backend="triton")
+    values, grads = step(op, differentiable(args), backend=backend)
     exact, exact_grads = step(op, differentiable(args, torch.float64), backend="reference")
     for results, oracle, bound in zip(
         (values, grads), (exact, exact_grads), BOUNDS[dtype], strict=True
@@ -65,6 +67,13 @@ def repeats_bitwise(op, args) -> None:
         again = step(op, leaves, backend="triton")
     for a, b in zip((*first[0], *first[1]), (*again[0], *again[1]), strict=True):
         assert torch.equal(a, b)
+
+
+def takes_an_empty_batch(op, args) -> None:
+    """Empty values, and gradients of zero; `args` are those of an empty batch."""
+    values, grads = step(op, differentiable(args), backend="triton")
+    assert all(v.numel() == 0 for v in values)
+    assert all(not g.any() for g in grads)
 
 
 def compiles(op, args) -> None:
