@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from groundthink.ops.shift.reference import previous
 
 
 def token_shift(x: Tensor, last: Tensor, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -18,7 +19,4 @@ def token_shift(x: Tensor, last: Tensor, reset: Tensor | None = None) -> tuple[T
         The shifted input [B, T, C] in the dtype of x, and the last input [B, C] in the dtype of
         `last`: a copy, so that a carried state does not keep the whole of x alive.
     """
-    shifted = torch.cat((last[:, None].to(x.dtype), x[:, :-1]), dim=1)
-    if reset is not None:
-        shifted = shifted.masked_fill(reset[..., None], 0)
-    return shifted, x[:, -1].to(last.dtype, copy=True)
+    return previous(x, last, reset), x[:, -1].to(last.dtype, copy=True)

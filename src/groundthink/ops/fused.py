@@ -78,18 +78,34 @@ def differentiable(forward: Operator, setup: Callable, backward: Callable) -> Ca
     return call
 
 
-def choose(op: str, table: Mapping[str, Callable], backend: str, x: Tensor) -> Callable:
+def choose(
+    op: str, table: Mapping[str, Callable], backend: str, x: Tensor, limit: str = ""
+) -> Callable:
     """`dispatch.pick` for the device and dtype of x: fp64 has no Triton form.
+
+    Args:
+        limit: what else keeps the Triton form from these inputs, as in "takes up to 4 taps".
 
     Raises:
         UserError: the backend is unknown or cannot run here.
     """
     if x.dtype == torch.float64:
-        if backend == "triton":
-            raise UserError(f"{op} backend 'triton' takes no fp64; use fp32 tensors or 'auto'")
-        if backend == "auto":
-            table = {name: run for name, run in table.items() if name != "triton"}
+        limit = "takes no fp64"
+    if limit and backend == "triton":
+        raise UserError(f"{op} backend 'triton' {limit}; use 'auto'")
+    if limit:
+        table = {name: run for name, run in table.items() if name != "triton"}
     return pick(op, table, backend, x.device)
+
+
+def room(x: Tensor) -> Tensor:
+    """Contiguous memory for a tensor like x."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def flags(reset: Tensor | None) -> Tensor | None:
+    """A mask as kernels read it: bytes, one after the other."""
+    return None if reset is None else reset.contiguous().view(torch.uint8)
 
 
 def device_of(x: Tensor) -> contextlib.AbstractContextManager:

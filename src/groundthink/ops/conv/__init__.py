@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from groundthink.errors import UserError
 from groundthink.ops.conv import eager, reference
 from groundthink.ops.dispatch import check_shape
 from groundthink.ops.fused import choose
@@ -116,9 +115,5 @@ def _check(
 
 def _choose(op: str, backend: str, x: Tensor, weight: Tensor):
     width = weight.shape[1]
-    if width > WIDEST and backend == "triton":
-        raise UserError(f"{op} backend 'triton' takes up to {WIDEST} taps, not {width}; use 'auto'")
-    table = BACKENDS[op]
-    if width > WIDEST:
-        table = {name: run for name, run in table.items() if name != "triton"}
-    return choose(op, table, backend, x)
+    limit = f"takes up to {WIDEST} taps, not {width}" if width > WIDEST else ""
+    return choose(op, BACKENDS[op], backend, x, limit)

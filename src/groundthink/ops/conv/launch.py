@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from groundthink.ops.conv.triton import _backward, _forward
-from groundthink.ops.fused import Operator, device_of, differentiable, rows
+from groundthink.ops.fused import Operator, device_of, differentiable, flags, rows
 from groundthink.ops.shares import total
 
 BLOCK = 128
@@ -45,15 +45,11 @@ def _run(
     stretch = _stretch(batch, steps, blocks)
     with device_of(x):
         _forward[(batch * triton.cdiv(steps, stretch), blocks + triton.cdiv(heads, 32))](
-            x, dt, weight.contiguous(), bias, dt_bias, window.contiguous(), _bytes(reset),
+            x, dt, weight.contiguous(), bias, dt_bias, window.contiguous(), flags(reset),
             y, sizes, final, steps, stretch, x_step, dt_step,
             size, heads, weight.shape[1], x_unit, dt_unit, BLOCK, blocks, num_warps=1,
         )  # fmt: skip
     return y, sizes, final
-
-
-def _bytes(reset: Tensor | None) -> Tensor | None:
-    return None if reset is None else reset.contiguous().view(torch.uint8)
 
 
 def _grad(
@@ -86,7 +82,7 @@ def _grad(
     shares = torch.empty(some, size * (width + 1) + heads, dtype=torch.float32, device=x.device)
     with device_of(x):
         _backward[(some, blocks + triton.cdiv(heads, 32))](
-            x, dt, weight.contiguous(), bias, dt_bias, window.contiguous(), _bytes(reset),
+            x, dt, weight.contiguous(), bias, dt_bias, window.contiguous(), flags(reset),
             dy, None if dsizes is None else dsizes.contiguous(),
             None if dfinal is None else dfinal.contiguous(), dx, ddt, dwindow, shares,
             steps, stretch, x_step, dt_step, dy_step, size, heads, width, x_unit, dt_unit, dy_unit,

@@ -17,6 +17,7 @@ from groundthink.ops.fusion.triton import (
     _mix_backward,
     _mix_forward,
 )
+from groundthink.ops.norm.launch import tile_of
 from groundthink.ops.shares import total
 
 TILE = 1024
@@ -26,9 +27,8 @@ FILL = 16
 
 
 def _tile(width: int) -> tuple[int, int, int]:
-    """Columns (a power of two), rows and warps of a tile: eight elements a thread, or more."""
-    pad = max(4, triton.next_power_of_2(width))
-    return pad, max(1, TILE // pad), min(16, max(4, pad // 256))
+    """Columns, rows and warps of a tile: eight elements a thread, or more."""
+    return tile_of(max(4, width), TILE)
 
 
 def _gate(

@@ -5,17 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from groundthink.ops.norm.reference import rms_norm, wide
 
 
 def branch(x: Tensor, norm: Tensor | None, eps: float) -> Tensor:
     """A branch output after its RMSNorm, if it has one."""
     x = wide(x)
-    if norm is None:
-        return x
-    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * norm
+    return x if norm is None else rms_norm(x, norm, eps, x.dtype)
 
 
 def token_gate(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 
 def wide(x: Tensor) -> Tensor:
+    """x in fp32 or wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

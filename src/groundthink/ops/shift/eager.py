@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from groundthink.ops.shift.reference import previous
+
 
 def project(
     x: Tensor,
@@ -33,7 +35,7 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, last, maa_x, w1, w2, maa, reset, *weights):
         flat = x.reshape(-1, x.shape[-1])
-        back = _back(x, last, reset)
+        back = previous(x, last, reset).sub_(x).view(flat.shape)
         hidden = torch.addcmul(flat, back, maa_x).mm(w1).tanh_()
         ctx.save_for_backward(x, back, hidden, maa_x, w1, w2, maa, reset, *weights)
         outputs = []
@@ -75,11 +77,3 @@ class _Project(torch.autograd.Function):
             dback.masked_fill_(reset[..., None], 0)
         dx[:, :-1] += dback[:, 1:]
         return dx, dback[:, 0], dmaa_x, dw1, dw2, dmaa, None, *dweights
-
-
-def _back(x: Tensor, last: Tensor, reset: Tensor | None) -> Tensor:
-    """The last token less this one [B T, C]."""
-    shifted = torch.cat((last[:, None], x[:, :-1]), dim=1)
-    if reset is not None:
-        shifted.masked_fill_(reset[..., None], 0)
-    return shifted.sub_(x).view(-1, x.shape[-1])

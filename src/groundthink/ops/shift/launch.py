@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from groundthink.ops.fused import Operator, device_of, differentiable, processors
+from groundthink.ops.fused import Operator, device_of, differentiable, flags, processors
 from groundthink.ops.shares import total
 from groundthink.ops.shift.triton import (
     _decay,
@@ -46,7 +46,7 @@ def _run(
     batch, steps, size = x.shape
     rank = w2.shape[1]
     x, last, n = x.contiguous(), last.contiguous(), batch * steps
-    reset = None if reset is None else reset.contiguous().view(torch.uint8)
+    reset = flags(reset)
     mixed, first, final = torch.empty_like(x), torch.empty_like(x), torch.empty_like(last)
     rest = torch.empty((4, *x.shape), dtype=x.dtype, device=x.device)
     across, pad = triton.cdiv(size, COLUMNS), max(16, triton.next_power_of_2(rank))
@@ -81,7 +81,7 @@ def _grad(
     batch, steps, size = x.shape
     rank = w2.shape[1]
     x, last, n = x.contiguous(), last.contiguous(), batch * steps
-    reset = None if reset is None else reset.contiguous().view(torch.uint8)
+    reset = flags(reset)
     across, pad = triton.cdiv(size, COLUMNS), max(16, triton.next_power_of_2(rank))
     direct, through, dx = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
     dlast = torch.empty_like(last)

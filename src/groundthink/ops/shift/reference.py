@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 
 
+def previous(x: Tensor, last: Tensor, reset: Tensor | None) -> Tensor:
+    """The token before each [B, T, C] in the dtype of x: `last` first, zeros at a reset."""
+    shifted = torch.cat((last[:, None].to(x.dtype), x[:, :-1]), dim=1)
+    return shifted if reset is None else shifted.masked_fill_(reset[..., None], 0)
+
+
 def ddlerp(
     x: Tensor,
     last: Tensor,
@@ -18,10 +24,7 @@ def ddlerp(
     """Eagle and Finch, eq. 14-15."""
     full = torch.promote_types(x.dtype, torch.float32)
     now = x.to(full)
-    shifted = torch.cat((last[:, None].to(full), now[:, :-1]), dim=1)
-    if reset is not None:
-        shifted = shifted.masked_fill(reset[..., None], 0)
-    back = shifted - now
+    back = previous(now, last, reset) - now
     hidden = torch.tanh((now + back * maa_x) @ w1.to(full))
     share = torch.einsum("btqr,qrc->qbtc", hidden.unflatten(-1, w2.shape[:2]), w2.to(full))
     mixed = (now + back * (maa[:, None, None] + share)).to(x.dtype)

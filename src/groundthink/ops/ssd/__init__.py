@@ -93,7 +93,6 @@ def ssd(
             check_shape("ssd", name, tensor, shape)
     if reset is not None:
         check_shape("ssd", "reset", reset, (b, t))
-    table = BACKENDS
-    if backend == "auto" and max(p, n) > LARGEST:
-        table = {name: run for name, run in BACKENDS.items() if name != "triton"}
-    return choose("ssd", table, backend, x)(x, dt, A, B, C, D, state, reset)
+    size = max(p, n)
+    limit = f"takes head and state sizes up to {LARGEST}, not {size}" if size > LARGEST else ""
+    return choose("ssd", BACKENDS, backend, x, limit)(x, dt, A, B, C, D, state, reset)

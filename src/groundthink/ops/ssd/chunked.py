@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from groundthink.ops.fused import Operator, differentiable
+from groundthink.ops.fused import Operator, differentiable, room
 from groundthink.ops.ssd import mild, pairs
-from groundthink.ops.ssd.layout import room, states_shape
+from groundthink.ops.ssd.layout import states_shape
 from groundthink.ops.ssd.reference import ssd_reference
 
 

@@ -18,8 +18,6 @@ from groundthink.errors import UserError
 from groundthink.ops.fused import Operator, device_of, differentiable
 from groundthink.ops.ssd.triton import _between, _forward, _scan, _step, _within
 
-LARGEST = 128
-"""Of the head and state sizes."""
 PROGRAMS = 384
 """Programs that fill the machine; sequences are cut into segments until there are so many."""
 CELLS = 8192
@@ -43,26 +41,16 @@ def ssd_triton(
     """The contract of `ssd`, inputs in half precision or fp32 as they come.
 
     Raises:
-        UserError: the inputs are in fp64, or a head or state size is larger than 128.
+        UserError: x or B is in fp64.
     """
-    _check(x, B)
+    if torch.float64 in (x.dtype, B.dtype):
+        raise UserError("ssd backend 'triton' works in fp32 at most; use 'chunked' for fp64")
     common = torch.promote_types(x.dtype, torch.promote_types(B.dtype, C.dtype))
     D, state = (None if t is None else t.float().contiguous() for t in (D, state))
     inputs = x.to(common), dt, A.float().contiguous(), B.to(common), C.to(common), D, state
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     y, last, _ = _run(*inputs, reset, keep)
     return y.to(x.dtype), last
-
-
-def _check(x: Tensor, B: Tensor) -> None:
-    largest = max(x.shape[-1], B.shape[-1])
-    if largest > LARGEST:
-        raise UserError(
-            f"ssd backend 'triton' takes head and state sizes up to {LARGEST}, not {largest}; "
-            "use 'chunked'"
-        )
-    if torch.float64 in (x.dtype, B.dtype):
-        raise UserError("ssd backend 'triton' works in fp32 at most; use 'chunked' for fp64")
 
 
 class _Plan(NamedTuple):

@@ -7,7 +7,6 @@ at once, on columns rp.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -45,8 +44,3 @@ def states_shape(x: Tensor, B: Tensor) -> tuple[int, int, int, int, int]:
     """Of a state a chunk [b c g n rp], for x [B, T, H, P] and B [B, T, G, N]."""
     batch, steps, heads, size = x.shape
     return batch, -(-steps // CHUNK), B.shape[2], B.shape[3], heads // B.shape[2] * size
-
-
-def room(x: Tensor) -> Tensor:
-    """Contiguous memory for a tensor like x."""
-    return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -93,12 +93,7 @@ def wkv6(
     ):
         if tensor is not None:
             check_shape("wkv6", name, tensor, shape)
-    table = BACKENDS
-    if max(kdim, vdim) > LARGEST:
-        if backend == "triton":
-            raise UserError(
-                f"wkv6 backend 'triton' takes heads up to {LARGEST}, not {max(kdim, vdim)}; "
-                "use 'chunked'"
-            )
-        table = {name: run for name, run in BACKENDS.items() if name != "triton"}
-    return choose("wkv6", table, backend, v)(r, k, v, w, u, state, reset, log_w is None)
+    size = max(kdim, vdim)
+    limit = f"takes heads up to {LARGEST}, not {size}" if size > LARGEST else ""
+    run = choose("wkv6", BACKENDS, backend, v, limit)
+    return run(r, k, v, w, u, state, reset, log_w is None)

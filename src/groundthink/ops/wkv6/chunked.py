@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from groundthink.ops.fused import Operator, differentiable
+from groundthink.ops.fused import Operator, differentiable, room
 from groundthink.ops.wkv6 import segment
 from groundthink.ops.wkv6.segment import Cuts, Rows
 
@@ -57,7 +57,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the state after, and for the gradient the states around the chunks."""
     layout = _Layout.of(r)
-    y, states = _room(v), layout.states(state)
+    y, states = room(v), layout.states(state)
     with torch.autocast(r.device.type, enabled=False):
         for part, slots in layout.segments():
             rows, cuts = layout.rows(r, k, v, log_w, part), layout.cuts(r, reset, part)
@@ -81,7 +81,7 @@ def _backward(
     """Gradients of r, k, v, log_w, u and the state before, from those of y and the state after."""
     layout = _Layout.of(r)
     inputs = (r, k, v, log_w)
-    grads, du = [_room(x) for x in inputs], torch.zeros_like(u)
+    grads, du = [room(x) for x in inputs], torch.zeros_like(u)
     with torch.autocast(r.device.type, enabled=False):
         for part, slots in reversed(list(layout.segments())):
             rows, cuts = layout.rows(r, k, v, log_w, part), layout.cuts(r, reset, part)
@@ -97,11 +97,11 @@ def _backward(
 
 
 def _forward_fake(r, k, v, log_w, u, state, reset):
-    return _room(v), torch.empty_like(state), _Layout.of(r).states(state)
+    return room(v), torch.empty_like(state), _Layout.of(r).states(state)
 
 
 def _backward_fake(r, k, v, log_w, u, reset, states, dy, dstate):
-    return _room(r), _room(k), _room(v), _room(log_w), torch.empty_like(u), _room(dstate)
+    return room(r), room(k), room(v), room(log_w), torch.empty_like(u), room(dstate)
 
 
 def _save(ctx, inputs, output):
@@ -118,10 +118,6 @@ def _pull_back(ctx, dy, dfinal, _):
 
 _backward_op = Operator("wkv6_chunked_backward", _backward, _backward_fake)
 _scan = differentiable(Operator("wkv6_chunked", _forward, _forward_fake), _save, _pull_back)
-
-
-def _room(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 class _Layout(NamedTuple):
