@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from groundthink.errors import UserError, unknown
 
 @dataclass(frozen=True)
 class Verb:
-    """One command. `bare` is the config key that a word without a flag fills."""
+    """One command. `bare` is the config key that a word without a flag fills, `rest` the one that
+    takes the words after it."""
 
     about: str
     config: str
     run: str
     bare: str = ""
+    rest: str = ""
     parse: str = "groundthink.cli:parse"
 
 
@@ -31,7 +34,7 @@ VERBS = {
         "groundthink.train.config:TrainRun",
         "groundthink.lab.training:run",
         "NAME",
-        "groundthink.lab.training:parse",
+        parse="groundthink.lab.training:parse",
     ),
     "generate": Verb(
         "continue a text with a trained model",
@@ -44,6 +47,13 @@ VERBS = {
         "groundthink.diagnose.config:Check",
         "groundthink.lab.checking:run",
         "run",
+    ),
+    "probe": Verb(
+        "look inside a trained model: balance, states, memory, context, flow, drift",
+        "groundthink.diagnose.config:ProbeRun",
+        "groundthink.lab.probing:run",
+        "run",
+        "probes",
     ),
     "report": Verb(
         "one offline HTML file from a run's records",
@@ -105,14 +115,17 @@ def parse(name: str, verb: Verb, argv: list[str]) -> Any:
     from groundthink import config as configs
 
     files, argv = configs.take(argv, "--config")
-    if verb.bare and argv and not argv[0].startswith("-"):
-        argv = [f"--{verb.bare}", *argv]
+    words = list(takewhile(lambda word: not word.startswith("-"), argv))
+    if verb.bare and words:
+        rest = words[1:] if verb.rest else []
+        filled = [f"--{verb.rest}=[{','.join(rest)}]"] if rest else []
+        argv = [f"--{verb.bare}", words[0], *filled, *argv[1 + len(rest) :]]
     return configs.parse(
         locate(verb.config),
         argv,
         prog=f"groundthink {name}",
         about=verb.about,
-        usage=f"[{verb.bare.rsplit('.')[-1].upper()}]" if verb.bare else "",
+        usage=" ".join(f"[{key.rsplit('.')[-1].upper()}]" for key in (verb.bare, verb.rest) if key),
         files=[Path(file) for file in files],
     )
 

@@ -10,15 +10,19 @@ from toys import small
 
 from groundthink.data.config import DataConfig
 from groundthink.diagnose.balance import Balance
-from groundthink.diagnose.check import lines, measured, remark, subject_of
-from groundthink.diagnose.config import Check
+from groundthink.diagnose.check import lines, measured, remark
 from groundthink.diagnose.gates import GATES, run_gates
+from groundthink.diagnose.subject import subject_of
 from groundthink.errors import UserError
 from groundthink.models import pretrained
 from groundthink.train.config import TrainConfig, TrainRun
 from groundthink.train.loop import train
 from groundthink.verdicts.statistics import Interval
 from groundthink.verdicts.verdict import Verdict, judge
+
+
+def titles() -> dict[str, str]:
+    return {id: entry.title for id, entry in GATES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,7 @@ def run(corpus, tmp_path_factory):
 
 
 def test_the_subject_is_the_last_checkpoint_with_its_text_and_records(run):
-    subject = subject_of(Check(run=str(run), device="cpu"))
+    subject = subject_of(str(run), "cpu")
     assert subject.steps == 12
     assert subject.train_tokens == 4 * 32
     assert {"train", "val", "baseline", "balance"} <= {record["kind"] for record in subject.records}
@@ -59,25 +63,25 @@ def test_the_subject_is_the_last_checkpoint_with_its_text_and_records(run):
 
 
 def test_every_gate_has_something_to_say_about_a_run(run):
-    findings = run_gates(subject_of(Check(run=str(run), device="cpu")))
+    findings = run_gates(subject_of(str(run), "cpu"))
     assert {finding.id for finding in findings} >= set(GATES) - {"overfit"}
     exact = [f for f in findings if f.id in ("G0", "G1", "checkpoint", "gradient-flow")]
     assert {finding.verdict for finding in exact} == {Verdict.PASS}
     g3 = {finding.verdict for finding in findings if finding.id == "G3"}
     assert Verdict.FAIL not in g3
     assert Verdict.INCONCLUSIVE in g3
-    shown = "\n".join(str(line) for line in lines(findings))
+    shown = "\n".join(str(line) for line in lines(findings, titles()))
     assert all(f"{id}  {GATES[id].title}" in shown for id in {finding.id for finding in findings})
 
 
 def test_what_cannot_be_checked_says_why(run, corpus, tmp_path):
     with pytest.raises(UserError, match="is a model without its run"):
-        subject_of(Check(run=str(pretrained.model_folder(run)), device="cpu"))
+        subject_of(str(pretrained.model_folder(run)), "cpu")
     with pytest.raises(UserError, match="is not a run or a model folder"):
-        subject_of(Check(run=str(tmp_path), device="cpu"))
+        subject_of(str(tmp_path), "cpu")
     blind = trained(corpus, tmp_path / "blind", val_fraction=0.0, steps=1)
-    with pytest.raises(UserError, match="has 0 validation tokens and the gates read 513"):
-        subject_of(Check(run=str(blind), device="cpu"))
+    with pytest.raises(UserError, match="has 0 validation tokens and 513 are needed"):
+        subject_of(str(blind), "cpu")
 
 
 @pytest.mark.tiny
@@ -86,7 +90,7 @@ def test_of_several_modules_the_gravest_is_shown():
         judge("G3.5", "effective rank", Interval(x, x, x, 16), where=f"blocks.{i}.rwkv6")
         for i, x in enumerate((0.5, 0.01))
     )
-    text = "".join(str(line) for line in lines([fine, broken]))
+    text = "".join(str(line) for line in lines([fine, broken], titles()))
     assert "FAIL" in text
     assert remark(broken, [fine, broken]) == "blocks.1.rwkv6; 1 FAIL, 1 PASS"
     assert measured(fine, [fine, replace(fine, value=0.6)]) == "0.5 .. 0.6"

@@ -6,7 +6,7 @@ from toys import small
 
 from groundthink import build
 from groundthink.data.stream import Batch
-from groundthink.diagnose.registry import Subject
+from groundthink.diagnose.subject import Subject
 from groundthink.lab import graduation
 
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from groundthink.data.stream import Batch
 from groundthink.diagnose.components import branches, grad_rms, ratio
-from groundthink.diagnose.registry import Subject, gate
+from groundthink.diagnose.registry import gate
+from groundthink.diagnose.subject import Subject
 from groundthink.diagnose.tape import tape
 from groundthink.models.build import build
 from groundthink.models.fusion import Fusion

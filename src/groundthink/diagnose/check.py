@@ -1,77 +1,27 @@
-"""`groundthink check`: from a run folder to a subject, and from findings to lines."""
+"""Findings as lines for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.text import Text
 
-from groundthink import config as configs
-from groundthink import records
-from groundthink.data.config import DataConfig
-from groundthink.data.corpora import prepare
-from groundthink.data.stream import Windows
-from groundthink.device import pick_device
-from groundthink.diagnose.config import Check
-from groundthink.diagnose.gates import GATES
-from groundthink.diagnose.registry import Subject
-from groundthink.errors import UserError
-from groundthink.models import pretrained
-from groundthink.verdicts.thresholds import MIN_BATCHES
 from groundthink.verdicts.verdict import Finding, Verdict
 
-ROWS, LENGTH = 2, 256
-"""Shape of the batches that the gates read."""
 GRAVITY = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.WARN, Verdict.PASS)
 COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "INCONCLUSIVE": "cyan"}
 
 
-def subject_of(check: Check) -> Subject:
-    """The last checkpoint of a run with its records and its validation text.
-
-    Raises:
-        UserError: no run there, a damaged file, or too little validation text.
-    """
-    folder = Path(check.run)
-    checkpoint = pretrained.model_folder(folder)
-    values = configs.read_yaml(folder / "config.yaml")
-    if "train" not in values:
-        raise UserError(f"{folder} is a model without its run; check a folder of runs/ instead")
-    train = values["train"]
-    model, tokenizer = pretrained.load(
-        checkpoint, device=pick_device(check.device), backend=train["backend"]
-    )
-    data = configs.from_dict(DataConfig, values["data"], str(folder / "config.yaml"), "data.")
-    corpus = prepare(data, tokenizer=tokenizer, lanes=train["batch_size"], log=lambda _: None)
-    text = corpus.splits.get("val")
-    if text is None or len(text.tokens) <= ROWS * LENGTH:
-        found = 0 if text is None else len(text.tokens)
-        raise UserError(
-            f"{data.corpus} has {found} validation tokens and the gates read {ROWS * LENGTH + 1}; "
-            "train on more text or with a larger data.val_fraction"
-        )
-    stream = Windows(text, ROWS, LENGTH)
-    return Subject(
-        model=model,
-        batches=[stream.next() for _ in range(min(MIN_BATCHES, stream.steps_per_epoch))],
-        steps=pretrained.read_meta(checkpoint)["step"],
-        seed=train["seed"],
-        train_tokens=train["batch_size"] * train["seq_len"],
-        records=records.read(folder / "metrics.jsonl"),
-    )
-
-
-def lines(findings: Sequence[Finding]) -> Iterator[Text]:
+def lines(findings: Sequence[Finding], titles: Mapping[str, str]) -> Iterator[Text]:
     """One line for each quantity of each gate, of the gravest finding, for 80 columns; what is not
-    a PASS says why below it."""
+    a PASS says why below it. `titles` says what an id stands for."""
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
         groups.setdefault((finding.id, finding.name.partition(", ")[0]), []).append(finding)
     last = None
     for (id, quantity), group in groups.items():
         if id != last:
-            yield Text(f"{id}  {GATES[id].title}", style="bold")
+            yield Text(f"{id}  {titles[id]}", style="bold")
             last = id
         worst = min(group, key=lambda finding: GRAVITY.index(finding.verdict))
         verdict = Text(f"  {worst.verdict:<13}", style=COLOURS[worst.verdict])

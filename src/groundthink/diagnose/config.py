@@ -1,4 +1,4 @@
-"""Config of `groundthink check`."""
+"""Configs of `groundthink check` and `groundthink probe`."""
 
 from __future__ import annotations
 
@@ -15,5 +15,23 @@ class Check:
     """Ids of the gates to run (groundthink list gates); all if empty."""
     allow_untrained: bool = False
     """Also run gates that mean nothing on an untrained model; every note then says so."""
+    device: str = "auto"
+    """cpu, cuda, ...; auto takes the GPU if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRun:
+    """Look inside a trained model."""
+
+    run: str = ""
+    """Run folder."""
+    probes: tuple[str, ...] = ()
+    """balance, states, memory, context, flow, drift; all if empty."""
+    data: str = ""
+    """Corpus to read instead of the held-out text of the run: a file, folder, glob or name."""
+    samples: int = 64
+    """Stretches of text, or pairs, that a probe reads."""
+    allow_untrained: bool = False
+    """Also look at an untrained model; every note then says so."""
     device: str = "auto"
     """cpu, cuda, ...; auto takes the GPU if there is one."""

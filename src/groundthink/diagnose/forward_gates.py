@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from groundthink.diagnose.registry import Subject, gate, worst
+from groundthink.diagnose.registry import gate, worst
+from groundthink.diagnose.subject import Subject
 from groundthink.layers.state import State
 from groundthink.models import pretrained
 from groundthink.models.build import build
@@ -129,7 +130,7 @@ def round_trip(subject: Subject) -> Finding:
     _, state = subject.model(first)
     with tempfile.TemporaryDirectory() as folder:
         state.save(Path(folder) / "state.safetensors")
-        loaded, _ = State.load(Path(folder) / "state.safetensors")
+        loaded = State.load(Path(folder) / "state.safetensors")
     loaded = loaded.map(lambda x: x.to(subject.device))
     return judge("G1", "state round trip", exact(largest(subject.model, second, loaded, state)))
 

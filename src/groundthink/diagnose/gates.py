@@ -12,7 +12,8 @@ from groundthink.diagnose import (
     kernel_gates,
     training_gates,
 )
-from groundthink.diagnose.registry import Gate, Subject
+from groundthink.diagnose.registry import Gate
+from groundthink.diagnose.subject import Subject
 from groundthink.errors import UserError, unknown
 from groundthink.verdicts.verdict import Finding, join
 

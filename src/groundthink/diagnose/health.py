@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from groundthink.diagnose.registry import Subject, gate
+from groundthink.diagnose.registry import gate
 from groundthink.diagnose.states import PARTS
+from groundthink.diagnose.subject import Subject
 from groundthink.layers.state import State
 from groundthink.verdicts.statistics import bootstrap_mean, exact
 from groundthink.verdicts.thresholds import OUTLIER

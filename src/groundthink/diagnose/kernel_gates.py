@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from groundthink.diagnose.components import branches
-from groundthink.diagnose.registry import Subject, gate, worst
+from groundthink.diagnose.registry import gate, worst
+from groundthink.diagnose.subject import Subject
 from groundthink.errors import UserError
 from groundthink.ops import ssd, wkv6
 from groundthink.ops.dispatch import able

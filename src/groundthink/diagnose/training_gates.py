@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from groundthink.diagnose.components import branches
-from groundthink.diagnose.registry import Subject, gate
+from groundthink.diagnose.registry import gate
+from groundthink.diagnose.subject import Subject
 from groundthink.records import Record
 from groundthink.verdicts.statistics import (
     Interval,

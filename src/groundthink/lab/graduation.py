@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from groundthink.diagnose.gates import GATES
-from groundthink.diagnose.registry import Subject, gate
+from groundthink.diagnose.registry import gate
+from groundthink.diagnose.subject import Subject
 from groundthink.models.build import build
 from groundthink.verdicts.statistics import exact
 from groundthink.verdicts.verdict import Finding, judge

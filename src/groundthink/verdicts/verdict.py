@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -42,6 +43,11 @@ class Finding:
     def record(self) -> dict[str, Any]:
         """Fields of its record."""
         return {**dataclasses.asdict(self), "verdict": self.verdict.value}
+
+
+def finding_of(record: Mapping[str, Any]) -> Finding:
+    """The finding that a record was made from."""
+    return Finding(**{**record, "verdict": Verdict(record["verdict"])})
 
 
 def decide(interval: Interval, threshold: Threshold) -> Verdict:
