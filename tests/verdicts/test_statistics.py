@@ -103,3 +103,63 @@ def test_the_bootstrap_repeats_with_its_seed():
 
 def test_normal_interval_is_196_standard_errors():
     assert st.normal(1.0, 0.1, 100).high == pytest.approx(1.19600, abs=1e-5)
+
+
+def test_pairing_finds_what_the_spread_between_texts_hides():
+    rng = np.random.default_rng(0)
+    documents = np.repeat(np.arange(40), 4)
+    whole = 3 * rng.normal(size=40)[documents] + rng.normal(size=160)
+    cut = whole + 0.2 + 0.1 * rng.normal(size=160)
+    paired = st.Paired({"whole": whole, "cut": cut}, documents)
+    effect = paired.interval(lambda m: m["cut"] - m["whole"])
+    assert effect.value == pytest.approx(cut.mean() - whole.mean())
+    assert 0.15 < effect.low < 0.2 < effect.high < 0.25
+    assert effect.n == paired.n == 40
+    ratio = paired.interval(lambda m: (m["cut"] - m["whole"]) / m["cut"])
+    assert ratio.value == pytest.approx(1 - whole.mean() / cut.mean())
+    alone = st.bootstrap_mean(cut, documents)
+    assert effect.high - effect.low < (alone.high - alone.low) / 20
+    assert paired.p_value(lambda m: m["cut"] - m["whole"]) < 0.002
+
+
+def test_equal_quantities_differ_by_exactly_nothing():
+    x = np.random.default_rng(0).normal(size=61)
+    paired = st.Paired({str(i): x for i in range(30)}, np.arange(61) // 2)
+    for i in range(1, 30):
+        assert paired.interval(lambda m, i=i: m["0"] - m[str(i)]) == st.exact(0.0, 31)
+        assert paired.p_value(lambda m, i=i: m["0"] - m[str(i)]) == 1.0
+
+
+def test_paired_intervals_and_p_values_hold_what_they_promise():
+    """400 effects of zero in one set of resamples: 5 % may be called real, and 5 % missed."""
+    rng = np.random.default_rng(1)
+    null = st.Paired({str(i): rng.normal(size=60) for i in range(400)}, resamples=1000)
+    p = [null.p_value(lambda m, i=i: m[str(i)]) for i in range(400)]
+    assert np.mean(np.less(p, 0.05)) == pytest.approx(0.05, abs=0.03)
+    assert np.mean(np.less(p, 0.5)) == pytest.approx(0.5, abs=0.08)
+    intervals = [null.interval(lambda m, i=i: m[str(i)]) for i in range(400)]
+    assert np.mean([i.low <= 0 <= i.high for i in intervals]) == pytest.approx(0.95, abs=0.03)
+
+
+def test_holm_matches_a_worked_example():
+    assert st.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert st.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert st.holm([]) == []
+
+
+def test_holm_errs_anywhere_no_more_often_than_once():
+    """Eight true nulls beside two real effects: one false claim among them in 5 % of families."""
+    rng = np.random.default_rng(0)
+    families = np.concatenate((rng.uniform(size=(2000, 8)), np.full((2000, 2), 1e-6)), axis=1)
+    wrong = [min(st.holm(list(family))[:8]) < 0.05 for family in families]
+    assert np.mean(wrong) == pytest.approx(0.05, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("value", "edge", "needed"),
+    [(0.5, 0.0, 32), (0.2, 0.0, 197), (0.3, 0.5, 197), (0.02, 0.0, 19623)],
+)
+def test_samples_to_clear_match_the_normal_table(value, edge, needed):
+    """n = (1.96 + 0.84)^2 sd^2 / distance^2 at a spread of one."""
+    half = 1.959964 / math.sqrt(100)
+    assert st.samples_to_clear(st.Interval(value, value - half, value + half, 100), edge) == needed

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 
-from groundthink.verdicts.statistics import Interval, exact, unknown
+from groundthink.verdicts.statistics import Interval, exact, t_mean, unknown
 from groundthink.verdicts.thresholds import TABLE, THRESHOLDS, Threshold
 from groundthink.verdicts.verdict import Verdict, decide, judge, samples_needed, skipped
 
@@ -93,18 +94,40 @@ def test_an_interval_decides(low, high, verdict):
 def test_it_says_how_many_samples_would_settle_it():
     open_case = Interval(1.8, 1.4, 2.2, 100)
     needed = samples_needed(open_case, RULE)
-    assert needed == pytest.approx(400, abs=1)
-    half = 0.4 * math.sqrt(100 / (needed + 1))
-    assert decide(Interval(1.8, 1.8 - half, 1.8 + half, needed + 1), RULE) is Verdict.PASS
+    assert needed == pytest.approx(400 * (2.8016 / 1.96) ** 2, abs=1)
+    half = 0.4 * math.sqrt(100 / needed)
+    assert decide(Interval(1.8, 1.8 - half, 1.8 + half, needed), RULE) is Verdict.PASS
     assert samples_needed(Interval(2.0, 1.9, 2.1, 10), RULE) is None
     assert samples_needed(unknown(1.5, 1), RULE) is None
+
+
+def test_the_promised_samples_settle_it_four_times_in_five():
+    rng = np.random.default_rng(0)
+    pilot = Interval(1.8, 1.8 - 1.96 * 0.2, 1.8 + 1.96 * 0.2, 25)  # one sample has a spread of 1
+    needed = samples_needed(pilot, RULE)
+    means = 1.8 + rng.normal(size=4000) / math.sqrt(needed)
+    half = 1.96 / math.sqrt(needed)
+    settled = sum(
+        decide(Interval(m, m - half, m + half, needed), RULE) is Verdict.PASS for m in means
+    )
+    assert settled / len(means) == pytest.approx(0.8, abs=0.02)
+
+
+def test_equivalence_is_claimed_in_error_once_in_forty():
+    """The truth lies on the margin, where a claim of equivalence is just wrong."""
+    rule = Threshold("X", "x", "", (-1.0, 1.0), (-1.0, 1.0), "an example")
+    rng = np.random.default_rng(0)
+    claims = sum(
+        decide(t_mean(1.0 + rng.normal(size=20)), rule) is Verdict.PASS for _ in range(1000)
+    )
+    assert claims / 1000 == pytest.approx(0.025, abs=0.012)
 
 
 def test_a_finding_is_a_record_line():
     finding = judge("G4", "gradient R/M", Interval(2.5, 2.0, 3.2, 20), "IQR 2.1..2.9", "blocks.0")
     assert finding.verdict is Verdict.INCONCLUSIVE
     assert finding.name == "gradient R/M, blocks.0"
-    assert finding.note == "needs about 20 more samples; IQR 2.1..2.9"
+    assert finding.note == "needs about 61 more samples; IQR 2.1..2.9"
     assert finding.threshold == "0.3..3 (warn 0.1..10)"
     record = json.loads(json.dumps(finding.record()))
     assert record["verdict"] == "INCONCLUSIVE"

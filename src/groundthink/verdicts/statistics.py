@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -58,6 +59,69 @@ def t_mean(values: ArrayLike, confidence: float = 0.95) -> Interval:
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
 
 
+Means = Mapping[str, Any]
+"""Mean of every quantity by name: numbers, or one number for each resample [resamples]."""
+Statistic = Callable[[Means], Any]
+"""What is asked of the means, in operations that also work element by element."""
+
+
+class Paired:
+    """Means of several quantities that were measured on the same samples.
+
+    One set of resamples serves them all (Efron 1979), so that the interval of any difference, sum
+    or ratio of them knows that they move together:
+    ``Paired({"cut": cut, "whole": whole}, documents).interval(lambda m: m["cut"] - m["whole"])``.
+
+    Args:
+        samples: values [n] of every quantity; sample i of all of them is the same piece of text.
+        clusters: label of the document or sequence of each sample [n]; whole clusters are then
+            resampled, because samples of one text are not independent.
+    """
+
+    def __init__(
+        self,
+        samples: Mapping[str, ArrayLike],
+        clusters: Sequence[int] | np.ndarray | None = None,
+        *,
+        resamples: int = 2000,
+        seed: int = 0,
+    ):
+        columns = {name: np.asarray(x, dtype=np.float64) for name, x in samples.items()}
+        count = len(next(iter(columns.values())))
+        labels = (
+            np.arange(count) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+        )
+        sizes = np.bincount(labels)
+        self.n = len(sizes)
+        """Units that are resampled."""
+        self.means = {name: float(x.mean()) if count else math.nan for name, x in columns.items()}
+        self._resampled: dict[str, np.ndarray] = {}
+        if self.n > 1:
+            uniform = np.full(self.n, 1 / self.n)
+            draws = np.random.default_rng(seed).multinomial(self.n, uniform, size=resamples)
+            drawn = draws @ sizes
+            # Column by column: equal columns then have equal resamples, to the last bit.
+            for name, x in columns.items():
+                self._resampled[name] = draws @ np.bincount(labels, x) / drawn
+
+    def interval(self, statistic: Statistic, confidence: float = 0.95) -> Interval:
+        """Percentile interval of a function of the means; n counts the resampled units."""
+        value = float(statistic(self.means))
+        if not self._resampled:
+            return unknown(value, self.n)
+        edges = [(1 - confidence) / 2, (1 + confidence) / 2]
+        low, high = np.quantile(statistic(self._resampled), edges)
+        return Interval(value, float(low), float(high), self.n)
+
+    def p_value(self, statistic: Statistic) -> float:
+        """Two-sided p of a statistic that is zero: how often resamples reach the other side."""
+        if not self._resampled:
+            return 1.0
+        x = statistic(self._resampled)
+        fewer = min(np.count_nonzero(x <= 0), np.count_nonzero(x >= 0))
+        return min(1.0, 2 * (fewer + 1) / (len(x) + 1))
+
+
 def bootstrap_mean(
     values: ArrayLike,
     clusters: Sequence[int] | np.ndarray | None = None,
@@ -66,27 +130,35 @@ def bootstrap_mean(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of a mean (Efron 1979).
+    """`Paired` of one quantity: percentile bootstrap interval of a mean."""
+    paired = Paired({"": values}, clusters, resamples=resamples, seed=seed)
+    return paired.interval(lambda means: means[""], confidence)
 
-    Args:
-        values: samples [n].
-        clusters: label of the document or sequence of each sample [n]; whole clusters are then
-            resampled, because samples of one text are not independent.
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values adjusted so that calling all below alpha true errs anywhere with probability alpha
+    at most (Holm 1979)."""
+    adjusted, floor = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = floor
+    return adjusted
+
+
+def samples_to_clear(interval: Interval, edge: float, power: float = 0.8) -> int | None:
+    """About how many samples give a 95 % interval that leaves out `edge` in a share `power` of
+    repetitions, if its width falls with the square root of n and the value stays.
 
     Returns:
-        The mean over all samples; n counts the units that were resampled.
+        None if the value sits on the edge or the width is unknown.
     """
-    x = np.asarray(values, dtype=np.float64)
-    labels = np.arange(len(x)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
-    sums, sizes = np.bincount(labels, x), np.bincount(labels)
-    k = len(sums)
-    if k < 2:
-        return unknown(float(x.mean()) if len(x) else math.nan, k)
-    draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), size=resamples)
-    low, high = np.quantile(
-        (draws @ sums) / (draws @ sizes), [(1 - confidence) / 2, (1 + confidence) / 2]
-    )
-    return Interval(float(x.mean()), float(low), float(high), k)
+    below, above = interval.value - interval.low, interval.high - interval.value
+    reach, distance = below if edge < interval.value else above, abs(edge - interval.value)
+    if not distance or not math.isfinite(reach):
+        return None
+    z = NormalDist().inv_cdf(0.975)
+    reach *= (z + NormalDist().inv_cdf(power)) / z
+    return math.ceil(interval.n * (reach / distance) ** 2)
 
 
 def median(values: ArrayLike, confidence: float = 0.95) -> Interval:
