@@ -49,7 +49,7 @@ class Session:
         Raises:
             UserError: the file cannot be read or is of another model.
         """
-        state, extra = State.load(path)
+        state, extra = State.read(path)
         if "session.position" not in extra:
             raise UserError(f"{path} holds no generation session; write one with --save-state")
         state.require_fit(model.init_state(1))
