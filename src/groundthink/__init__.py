@@ -5,18 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from groundthink.diagnose.tape import tape
     from groundthink.layers.state import State
     from groundthink.models.build import build
     from groundthink.models.config import ModelConfig
     from groundthink.models.pretrained import load
 
-__all__ = ["ModelConfig", "State", "build", "load"]
+__all__ = ["ModelConfig", "State", "build", "load", "tape"]
 
 _HOMES = {
     "ModelConfig": "groundthink.models.config",
     "State": "groundthink.layers.state",
     "build": "groundthink.models.build",
     "load": "groundthink.models.pretrained",
+    "tape": "groundthink.diagnose.tape",
 }
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from toys import randomized, small
 
-from groundthink.diagnose.tape import tape
+from groundthink import build, tape
 from groundthink.errors import UserError
 
 pytestmark = pytest.mark.tiny
@@ -92,3 +93,38 @@ def test_an_unknown_name_is_one_line_with_near_names(model):
         pass
     with pytest.raises(UserError, match="the model has blocks"), tape(model, "zzz"):
         pass
+
+
+def test_a_mixer_s_state_is_what_it_returned_on_each_call():
+    model, tokens = randomized(build(small("gf"))), torch.arange(24).view(2, 12)
+    state, ends = None, []
+    with tape(model, "blocks.1.mamba2.state", "blocks.0.state", "state") as t:
+        for piece in tokens.split(5, 1):
+            _, state = model(piece, state)
+            ends.append(state)
+    assert list(t) == ["state", "blocks.0.state", "blocks.1.mamba2.state"]
+    for call, end in zip(t["blocks.1.mamba2.state"], ends, strict=True):
+        assert call.output.keys() == {"ssm", "conv"}
+        assert torch.equal(call.output["ssm"], end.layers[1]["mamba2"]["ssm"])
+    assert torch.equal(
+        t["blocks.0.state"][0].output["rwkv6"]["wkv"], ends[0].part("rwkv6", "wkv")[0]
+    )
+    assert not any(x.requires_grad for _, x in t["state"][0].output.items())
+    with (
+        pytest.raises(UserError, match="did you mean blocks.0.mamba2.state"),
+        tape(model, "blocks.0.mamba.state"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("variant", ["gf", "hgf"])
+def test_the_gate_is_heard_though_the_fusion_runs_in_one_pass(variant):
+    model, tokens = randomized(build(small(variant))), torch.arange(24).view(2, 12)
+    before, named = model(tokens, return_states=True)
+    with tape(model, "blocks.*.fusion.gate") as t:
+        during = model(tokens)[0]
+    assert list(t) == ["blocks.0.fusion.gate", "blocks.1.fusion.gate"]
+    shares = torch.stack([call.output.mean() for (call,) in t.values()])
+    torch.testing.assert_close(shares, named["gate"])
+    torch.testing.assert_close(during, before)
+    assert torch.equal(model(tokens)[0], before)

@@ -22,11 +22,11 @@ class Call(NamedTuple):
     inputs: tuple[Any, ...]
     """Positional arguments."""
     output: Any
-    """What it returned."""
+    """What it returned; for a name that ends in ".state", the state of that alone."""
 
 
 Tape = dict[str, deque[Call]]
-"""Dotted module name -> its calls in order; modules in the order of the model."""
+"""Dotted name -> its calls in order; names in the order of the model."""
 
 
 @contextmanager
@@ -38,7 +38,9 @@ def tape(
     Compiled blocks run eagerly meanwhile, because compiled code does not call hooks.
 
     Args:
-        patterns: dotted names in which each part may hold wildcards: "blocks.*.fusion".
+        patterns: dotted names in which each part may hold wildcards: "blocks.*.fusion". After the
+            name of a mixer, a block or nothing, "state" is the state that it returned:
+            "blocks.3.mamba2.state", "state".
         grad: keep the graph of the recorded tensors; they are detached otherwise.
         keep: calls kept for each module, the newest; all if None.
 
@@ -49,7 +51,8 @@ def tape(
     modules = dict(model.named_modules())
     with ExitStack() as stack:
         for name, kept in calls.items():
-            handle = modules[name].register_forward_hook(_recorder(kept, grad))
+            owner, state = _owner(name)
+            handle = modules[owner].register_forward_hook(_recorder(kept, grad, state))
             stack.callback(handle.remove)
         if any(module._compiled_call_impl is not None for module in modules.values()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -57,8 +60,12 @@ def tape(
 
 
 def matching(model: nn.Module, patterns: Iterable[str]) -> list[str]:
-    """Names of the modules that any pattern names, in the order of the model."""
-    names = [name for name, _ in model.named_modules()]
+    """Names of the modules, or their states, that any pattern names, in the order of the model."""
+    names = []
+    for name, module in model.named_modules():
+        names.append(name)
+        if hasattr(module, "init_state"):
+            names.append(f"{name}.state".lstrip("."))
     found = set()
     for pattern in patterns:
         hits = [name for name in names if _matches(name, pattern)]
@@ -68,8 +75,16 @@ def matching(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     return [name for name in names if name in found]
 
 
+def _owner(name: str) -> tuple[str, bool]:
+    """The module that a name means, and whether it means the state alone."""
+    owner, _, last = name.rpartition(".")
+    return (owner, True) if last == "state" else (name, False)
+
+
 def _matches(name: str, pattern: str) -> bool:
     parts, globs = name.split("."), pattern.split(".")
+    if (parts[-1] == "state") != (globs[-1] == "state"):
+        return False  # no wildcard stands for a state
     return len(parts) == len(globs) and all(map(fnmatchcase, parts, globs))
 
 
@@ -83,9 +98,10 @@ def _tops(names: list[str]) -> str:
     return ", ".join(name for name in names if name and "." not in name)
 
 
-def _recorder(kept: deque[Call], grad: bool) -> Callable[..., None]:
+def _recorder(kept: deque[Call], grad: bool, state: bool) -> Callable[..., None]:
     def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        kept.append(Call(inputs, output) if grad else Call(_detached(inputs), _detached(output)))
+        call = Call(inputs, output[1] if state else output)
+        kept.append(call if grad else Call(*map(_detached, call)))
 
     return record
 
