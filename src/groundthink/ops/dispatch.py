@@ -91,5 +91,5 @@ def _obstacle(device: torch.device) -> str:
 
 def check_shape(op: str, name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:
     """Raise UserError unless `tensor` has the `expected` shape."""
-    if tuple(tensor.shape) != expected:
+    if tensor.shape != expected:
         raise UserError(f"{op}: {name} has shape {list(tensor.shape)}, expected {list(expected)}")

@@ -14,16 +14,15 @@ def conv_silu(
 ) -> tuple[Tensor, Tensor]:
     """silu(bias + sum_j weight[:, W-1-j] x_{t-j}), and the last W - 1 inputs."""
     steps, width = x.shape[1], weight.shape[1]
-    inputs = torch.cat((wide(window).transpose(1, 2), wide(x)), dim=1)  # [B, W-1+T, D]
-    if reset is None:
-        reset = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
-    document = F.pad(reset, (width - 1, 0)).cumsum(dim=1)[..., None]
-    y = bias
-    for i, tap in enumerate(weight.t()):
-        same = document[:, i : i + steps] == document[:, width - 1 :]
-        y = y + tap * inputs[:, i : i + steps].where(same, 0)
-    tail = inputs[:, steps:].where(document[:, steps:] == document[:, -1:], 0)
-    return F.silu(y).to(x.dtype), tail.transpose(1, 2).to(window.dtype)
+    inputs = torch.cat((wide(window), wide(x).mT), dim=2)  # [B, D, W-1+T]
+    taps, tail = inputs.unfold(2, width, 1), inputs[..., steps:]  # [B, D, T, W], [B, D, W-1]
+    if reset is not None:
+        document = F.pad(reset, (width - 1, 0)).cumsum(dim=1)[:, None]
+        near = document.unfold(2, width, 1)
+        taps = taps.where(near == near[..., -1:], 0)
+        tail = tail.where(document[..., steps:] == document[..., -1:], 0)
+    y = torch.linalg.vecdot(taps, weight[:, None]).mT + bias
+    return F.silu(y).to(x.dtype), tail.to(window.dtype, copy=True)
 
 
 def conv_silu_dt(

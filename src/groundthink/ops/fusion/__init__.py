@@ -5,12 +5,11 @@ Letters: x is the residual stream, r and m are the outputs of RWKV-6 and Mamba-2
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from groundthink.errors import UserError
 from groundthink.ops.dispatch import check_shape
-from groundthink.ops.fused import choose
+from groundthink.ops.fused import choose, full_precision
 from groundthink.ops.fusion import eager, reference
 
 
@@ -76,7 +75,7 @@ def token_gate(
     check_shape("token_gate", "weight", weight, (1, 2 * x.shape[-1]))
     check_shape("token_gate", "bias", bias, (1,))
     run = choose("token_gate", BACKENDS["token_gate"], backend, x)
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         return run(x, r, m, norm_r, norm_m, weight, bias, eps)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from groundthink.ops.norm.reference import rms_norm, wide
@@ -26,8 +27,8 @@ def token_gate(
 ) -> tuple[Tensor, Tensor]:
     """x + a r + (1 - a) m with a = sigmoid(weight [r; m] + bias)."""
     r, m = branch(r, norm_r, eps), branch(m, norm_m, eps)
-    a = torch.sigmoid(torch.cat((r, m), dim=-1) @ wide(weight).t() + bias)
-    return (wide(x) + m + a * (r - m)).to(x.dtype), a
+    a = torch.sigmoid(F.linear(torch.cat((r, m), dim=-1), weight.to(r.dtype), bias.to(r.dtype)))
+    return (wide(x) + torch.lerp(m, r, a)).to(x.dtype), a
 
 
 def channel_gate(x: Tensor, r: Tensor, m: Tensor, logits: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ from torch import Tensor
 
 def wide(x: Tensor) -> Tensor:
     """x in fp32 or wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight."""
-    return (_normalised(wide(x), eps) * weight).to(dtype)
+    x = wide(x)
+    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps).to(dtype)
 
 
 def add_rms_norm(
@@ -28,14 +29,11 @@ def add_rms_norm(
 def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
     """The norm of y silu(z), in equal groups of channels."""
     gated = (wide(y) * F.silu(wide(z))).unflatten(-1, (groups, -1))
-    return (_normalised(gated, eps).flatten(-2) * weight).to(y.dtype)
+    normed = F.rms_norm(gated, gated.shape[-1:], eps=eps).flatten(-2)
+    return (normed * weight).to(y.dtype)
 
 
 def head_norm_gate(y: Tensor, g: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Each head normalised by itself, scaled and shifted a channel, times silu(g)."""
     normed = F.layer_norm(wide(y), y.shape[-1:], eps=eps).flatten(-2)
-    return ((normed * weight + bias) * F.silu(wide(g))).to(y.dtype)
-
-
-def _normalised(x: Tensor, eps: float) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
+    return (torch.addcmul(bias, normed, weight) * F.silu(wide(g))).to(y.dtype)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from groundthink.ops.dispatch import check_shape
-from groundthink.ops.fused import choose
+from groundthink.ops.fused import choose, full_precision
 from groundthink.ops.shift import eager, reference
 
 
@@ -70,7 +69,7 @@ def ddlerp(
     """
     _check("ddlerp", x, last, maa_x, w1, w2, maa, reset)
     run = choose("ddlerp", BACKENDS["ddlerp"], backend, x)
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         return run(x, last, maa_x, w1, w2, maa, reset)
 
 
@@ -110,7 +109,7 @@ def project(
     for name, weight in zip("kvrg", weights, strict=True):
         check_shape("project", f"weight of {name}", weight, (weights[0].shape[0], x.shape[2]))
     run = choose("project", BACKENDS["project"], backend, x)
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         return run(x, last, maa_x, w1, w2, maa, weights, reset)
 
 
@@ -137,7 +136,7 @@ def raw_decay(x: Tensor, bias: Tensor, w1: Tensor, w2: Tensor, *, backend: str =
     check_shape("raw_decay", "w2", w2, (rank, w2.shape[-1]))
     check_shape("raw_decay", "bias", bias, w2.shape[1:])
     run = choose("raw_decay", BACKENDS["raw_decay"], backend, x)
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         return run(x, bias, w1, w2)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from groundthink.ops.norm.reference import wide
 
 
 def previous(x: Tensor, last: Tensor, reset: Tensor | None) -> Tensor:
@@ -22,12 +25,13 @@ def ddlerp(
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Eagle and Finch, eq. 14-15."""
-    full = torch.promote_types(x.dtype, torch.float32)
-    now = x.to(full)
+    now = wide(x)
     back = previous(now, last, reset) - now
-    hidden = torch.tanh((now + back * maa_x) @ w1.to(full))
-    share = torch.einsum("btqr,qrc->qbtc", hidden.unflatten(-1, w2.shape[:2]), w2.to(full))
-    mixed = (now + back * (maa[:, None, None] + share)).to(x.dtype)
+    hidden = torch.tanh(torch.addcmul(now, back, maa_x) @ w1.to(now.dtype))
+    units = hidden.view(-1, *w2.shape[:2]).transpose(0, 1)  # [5, B T, R]
+    maa, w2 = maa.to(now.dtype)[:, None], w2.to(now.dtype)
+    share = torch.baddbmm(maa, units, w2).view(len(w2), *x.shape)
+    mixed = torch.addcmul(now, back, share).to(x.dtype)
     return mixed[0], mixed[1:], now[:, -1].to(last.dtype, copy=True)
 
 
@@ -43,11 +47,11 @@ def project(
 ) -> tuple[Tensor, ...]:
     """The blend of each projection times its weight."""
     x_w, rest, last = ddlerp(x, last, maa_x, w1, w2, maa, reset)
-    products = (y @ weight.to(y.dtype).t() for y, weight in zip(rest, weights, strict=True))
+    products = (F.linear(y, w.to(y.dtype)) for y, w in zip(rest, weights, strict=True))
     return x_w, *products, last
 
 
 def raw_decay(x: Tensor, bias: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
     """bias + tanh(x w1) w2, in fp32 or wider."""
-    full = torch.promote_types(x.dtype, torch.float32)
-    return bias.to(full) + torch.tanh(x.to(full) @ w1.to(full)) @ w2.to(full)
+    x = wide(x)
+    return bias.to(x.dtype) + torch.tanh(x @ w1.to(x.dtype)) @ w2.to(x.dtype)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from groundthink.errors import UserError
 from groundthink.ops.dispatch import Op, check_shape
-from groundthink.ops.fused import choose
+from groundthink.ops.fused import choose, full_precision
 from groundthink.ops.ssd.chunked import ssd_chunked
 from groundthink.ops.ssd.reference import ssd_reference
 
@@ -21,7 +21,7 @@ def _in_full(op: Op) -> Op:
             state = x.new_zeros(*x.shape[:1], *x.shape[2:], B.shape[-1])
         D = None if D is None else D.to(full)
         x_full, *inputs, state = (t.to(full) for t in (x, dt, A, B, C, state))
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             y, state = op(x_full, *inputs, D, state, reset)
         return y.to(x.dtype), state
 

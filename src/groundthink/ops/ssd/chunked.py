@@ -10,10 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from groundthink.ops.fused import Operator, differentiable, room
+from groundthink.ops.fused import Operator, differentiable, full_precision, room
 from groundthink.ops.ssd import mild, pairs
 from groundthink.ops.ssd.layout import states_shape
-from groundthink.ops.ssd.reference import ssd_reference
 
 
 def ssd_chunked(
@@ -28,10 +27,31 @@ def ssd_chunked(
 ) -> tuple[Tensor, Tensor]:
     """The contract of `ssd_reference`; safe for any decay, exact for resets at any token."""
     if x.shape[1] == 1:
-        with torch.autocast(x.device.type, enabled=False):
-            return ssd_reference(x, dt, A, B, C, D, state, reset)
+        with full_precision(x):
+            return _step(x, dt, A, B, C, D, state, reset)
     y, state, _, _ = _scan(x, dt, A, B, C, D, state, reset)
     return y, state
+
+
+def _step(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    state: Tensor,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """One token: the heads of a group read one B and C."""
+    if reset is not None:
+        state = state.masked_fill(reset[..., None, None], 0)
+    b, _, g, n = B.shape
+    decay = (dt.squeeze(1) * A).exp()[..., None, None]
+    write = (dt[..., None] * x).view(b, g, -1, 1) * B.reshape(b, g, 1, n)  # [b g rp n]
+    state = torch.addcmul(write.view(state.shape), decay, state)
+    y = torch.matmul(state.view(write.shape), C.reshape(b, g, n, 1)).view(x.shape)
+    return (y if D is None else torch.addcmul(y, D[:, None], x)), state
 
 
 def _mild_exponents(dt: Tensor, A: Tensor, groups: int) -> Tensor | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from groundthink.errors import UserError
 from groundthink.ops.dispatch import Op, check_shape
-from groundthink.ops.fused import choose
+from groundthink.ops.fused import choose, full_precision
 from groundthink.ops.wkv6.chunked import wkv6_chunked
 from groundthink.ops.wkv6.reference import wkv6_reference
 
@@ -21,7 +21,7 @@ def _in_full(op: Op) -> Op:
             state = v.new_zeros(*r.shape[:1], *r.shape[2:], v.shape[-1])
         w = -w.to(full).exp() if raw else w
         inputs = (x.to(full) for x in (r, k, v, w, u, state))
-        with torch.autocast(r.device.type, enabled=False):
+        with full_precision(r):
             y, state = op(*inputs, reset)
         return y.to(v.dtype), state
 

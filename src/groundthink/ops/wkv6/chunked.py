@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from groundthink.ops.fused import Operator, differentiable, room
+from groundthink.ops.fused import Operator, differentiable, full_precision, room
 from groundthink.ops.wkv6 import segment
 from groundthink.ops.wkv6.segment import Cuts, Rows
 
@@ -41,7 +41,7 @@ def _step(
         state = state.masked_fill(reset[..., None, None], 0)
     r, k, v, w = (x.transpose(1, 2) for x in (r, k, v, log_w.exp()))  # [B, H, 1, D]
     kv = k.mT * v
-    with torch.autocast(r.device.type, enabled=False):
+    with full_precision(r):
         y = torch.matmul(r, torch.addcmul(state, u[..., None], kv))
     return y.transpose(1, 2), torch.addcmul(kv, w.mT, state)
 
