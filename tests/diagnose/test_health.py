@@ -7,7 +7,7 @@ import torch
 from diagnose.subjects import run, subject
 
 from groundthink.diagnose.gates import GATES
-from groundthink.diagnose.health import cosine, effective_rank, health, observe
+from groundthink.diagnose.health import health, observe
 from groundthink.verdicts.verdict import Verdict
 
 LIVE = {lag: torch.full((16,), value) for lag, value in ((1, 0.9), (8, 0.7), (64, 0.4))}
@@ -97,20 +97,3 @@ def test_outliers_are_seen_at_any_scale():
 def test_a_state_that_keeps_no_past_warns():
     cosines = LIVE | {1: torch.full((16,), 0.1)}
     assert judged(noise(16, 1, 8, 8), cosines)["cosine at lag 1"] is Verdict.WARN
-
-
-@pytest.mark.tiny
-def test_effective_rank_of_known_matrices():
-    assert effective_rank(torch.eye(8)[None, None]).item() == pytest.approx(1)
-    assert effective_rank(torch.ones(1, 1, 8, 8)).item() == pytest.approx(1 / 8, rel=1e-4)
-    half = torch.diag(torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0]))
-    assert effective_rank(half[None, None]).item() == pytest.approx(1 / 2)
-
-
-@pytest.mark.tiny
-def test_cosine_is_by_head_and_of_a_zero_state_nan():
-    a = noise(3, 2, 4, 4)
-    assert cosine(a, 5 * a).tolist() == pytest.approx([1, 1, 1])
-    flipped = a * torch.tensor([1.0, -1.0])[:, None, None]
-    assert cosine(a, flipped).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
-    assert cosine(a, 0 * a).isnan().all()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from groundthink.diagnose.measures import cosine, effective_rank, rms, singular
 from groundthink.diagnose.registry import gate
-from groundthink.diagnose.states import PARTS
+from groundthink.diagnose.states import Matrices, matrices
 from groundthink.diagnose.subject import Subject
-from groundthink.layers.state import State
 from groundthink.verdicts.statistics import bootstrap_mean, exact
 from groundthink.verdicts.thresholds import OUTLIER
 from groundthink.verdicts.verdict import Finding, judge, skipped
@@ -18,9 +18,6 @@ ROWS = 16
 LAGS = (1, 8, 64)
 ANCHORS = (64, 128, 192)
 """Tokens read before the states that the lags count from."""
-
-Matrices = dict[str, Tensor]
-"""Module name -> matrix state [rows, heads, ., .]."""
 
 
 @gate("G3.5", "state health", trained=True)
@@ -56,44 +53,22 @@ def observe(subject: Subject) -> tuple[dict[str, dict[int, Tensor]], Matrices]:
     return means, now
 
 
-def matrices(state: State) -> Matrices:
-    """The matrix states of a state tree, by the module that owns them."""
-    wanted = tuple(f"{module}.{part}" for module, part in PARTS.items())
-    return {
-        name.rpartition(".")[0]: x.float() for name, x in state.items() if name.endswith(wanted)
-    }
-
-
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of the states of each head, mean over heads [rows]; a NaN where a state is zero."""
-    a, b = a.flatten(2), b.flatten(2)
-    return ((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))).mean(-1)
-
-
 def health(name: str, state: Tensor, cosines: dict[int, Tensor]) -> list[Finding]:
     """The findings of one module's state."""
     bad = int((~state.isfinite()).sum())
     findings = [judge("G3.5", "non-finite state entries", exact(bad, state.numel()), where=name)]
     if bad:
         return findings
-    rms = state.flatten(1).square().mean(1).sqrt()
-    outliers = (state.flatten(1).abs() > OUTLIER * rms[:, None]).float().mean(1)
+    size = rms(state)
+    outliers = (state.flatten(1).abs() > OUTLIER * size[:, None]).float().mean(1)
     lag_8 = f"lag 8: {cosines[8].mean():.3f}"
     for quantity, samples, note in (
-        ("state RMS", rms, ""),
+        ("state RMS", size, ""),
         ("cosine at lag 1", cosines[1], ""),
         ("cosine at lag 64", cosines[64], lag_8),
-        ("effective rank", effective_rank(state), ""),
+        ("effective rank", effective_rank(singular(state)), ""),
         ("outlier share", outliers, ""),
     ):
         interval = bootstrap_mean(samples.cpu().numpy())
         findings.append(judge("G3.5", quantity, interval, note, name))
     return findings
-
-
-def effective_rank(state: Tensor) -> Tensor:
-    """exp of the entropy of the normalised singular values over the full rank, mean over heads
-    [rows] (Roy and Vetterli 2007)."""
-    s = torch.linalg.svdvals(state)
-    p = s / s.sum(-1, keepdim=True)
-    return (torch.special.entr(p).sum(-1).exp() / s.shape[-1]).mean(-1)

@@ -22,6 +22,20 @@ WINDOW = 10
 """Observations that the norm stability looks back on."""
 
 
+Matrices = dict[str, Tensor]
+"""Module name -> matrix state [B, H, ., .]."""
+
+
+def matrices(state: State) -> Matrices:
+    """The matrix states of a state tree in fp32 or wider, by the module that owns them."""
+    wanted = tuple(f"{module}.{part}" for module, part in PARTS.items())
+    return {
+        name.rpartition(".")[0]: x.to(torch.promote_types(x.dtype, torch.float32))
+        for name, x in state.items()
+        if name.endswith(wanted)
+    }
+
+
 class States:
     """Observer of the recurrent states every `every` steps (definitions: J13, type B), beside the
     ratio of the branches' output activations (type A).
