@@ -14,21 +14,25 @@ from groundthink.errors import UserError
 from groundthink.layers.state import State
 from groundthink.models.base import LanguageModel
 from groundthink.models.config import Sampling
+from groundthink.models.decode import Decoder
 
 MEMORY = 256
 """Tokens that the repetition penalty looks back on."""
-PREFILL = 1024
-"""Prompt tokens per forward pass."""
 
 
 @dataclass
 class Session:
-    """A text under way: state after all but `pending`, the tokens the model has not read yet."""
+    """A text under way: the decoder has read all but `pending`."""
 
-    state: State | None = None
+    decoder: Decoder | None = None
     pending: list[int] = field(default_factory=list)
     recent: list[int] = field(default_factory=list)
     position: int = 0
+
+    @property
+    def state(self) -> State | None:
+        """A copy of the state before the pending tokens; None if the model has read none."""
+        return self.decoder and self.decoder.state
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Append tokens for the model to read."""
@@ -38,9 +42,10 @@ class Session:
 
     def save(self, path: str | Path) -> None:
         """Write the session; a loaded one continues the text exactly."""
-        assert self.state is not None, "nothing has been generated yet"
+        state = self.state
+        assert state is not None, "nothing has been generated yet"
         numbers = {"pending": self.pending, "recent": self.recent, "position": [self.position]}
-        self.state.save(path, **{f"session.{k}": torch.tensor(v) for k, v in numbers.items()})
+        state.save(path, **{f"session.{k}": torch.tensor(v) for k, v in numbers.items()})
 
     @classmethod
     def load(cls, path: str | Path, model: LanguageModel) -> Session:
@@ -52,12 +57,10 @@ class Session:
         state, extra = State.read(path)
         if "session.position" not in extra:
             raise UserError(f"{path} holds no generation session; write one with --save-state")
-        state.require_fit(model.init_state(1))
-        device = next(model.parameters()).device
         pending, recent, (position,) = (
             extra[f"session.{k}"].tolist() for k in ("pending", "recent", "position")
         )
-        return cls(state.map(lambda x: x.to(device)), pending, recent, position)
+        return cls(Decoder(model, 1, state), pending, recent, position)
 
 
 def generate(
@@ -72,13 +75,12 @@ def generate(
         raise UserError("the prompt is empty; give at least one token to continue")
     if sampling.temperature < 0 or not 0 < sampling.top_p <= 1 or sampling.repetition_penalty <= 0:
         raise UserError("temperature must be >= 0, top_p in (0, 1] and repetition_penalty > 0")
-    device = next(model.parameters()).device
+    decoder = session.decoder = session.decoder or Decoder(model, 1)
+    assert decoder.model is model, "the session is of another model"
     for _ in range(n):
-        with torch.inference_mode():
-            for start in range(0, len(session.pending), PREFILL):
-                piece = torch.tensor([session.pending[start : start + PREFILL]], device=device)
-                logits, session.state = model(piece, session.state)
-            token = draw(logits[0, -1].float().cpu(), session, sampling)
+        tokens = torch.tensor([session.pending])
+        logits = decoder.read(tokens) if tokens.shape[1] > 1 else decoder.step(tokens[0])
+        token = draw(logits[0].float().cpu(), session, sampling)
         session.pending.clear()
         session.extend([token])
         yield token
@@ -86,6 +88,7 @@ def generate(
             return
 
 
+@torch.inference_mode()
 def draw(logits: Tensor, session: Session, sampling: Sampling) -> int:
     """One token id from the logits [V] of a position."""
     if sampling.repetition_penalty != 1:

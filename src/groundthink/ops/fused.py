@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -111,6 +112,27 @@ def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
     if not torch.is_autocast_enabled(kind):
         return contextlib.nullcontext()
     return torch.autocast(kind, enabled=False)
+
+
+_overwrite = contextvars.ContextVar("overwrite", default=False)
+
+
+@contextlib.contextmanager
+def overwriting() -> Iterator[None]:
+    """Within it Triton steps of a recurrence leave the new state in the memory of the old one.
+
+    For eager code without gradients: a registered operator may not return what it was given.
+    """
+    token = _overwrite.set(True)
+    try:
+        yield
+    finally:
+        _overwrite.reset(token)
+
+
+def after(state: Tensor | None, fresh: Tensor) -> Tensor:
+    """Where a step leaves its state: over the one before it if `overwriting`, else `fresh`."""
+    return fresh if state is None or not _overwrite.get() else state
 
 
 def room(x: Tensor) -> Tensor:

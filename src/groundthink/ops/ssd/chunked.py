@@ -48,9 +48,9 @@ def _step(
         state = state.masked_fill(reset[..., None, None], 0)
     b, _, g, n = B.shape
     decay = (dt.squeeze(1) * A).exp()[..., None, None]
-    write = (dt[..., None] * x).view(b, g, -1, 1) * B.reshape(b, g, 1, n)  # [b g rp n]
-    state = torch.addcmul(write.view(state.shape), decay, state)
-    y = torch.matmul(state.view(write.shape), C.reshape(b, g, n, 1)).view(x.shape)
+    write = (dt[..., None] * x).reshape(b, g, -1, 1) * B.reshape(b, g, 1, n)  # [b g rp n]
+    state = torch.addcmul(write.reshape(state.shape), decay, state)
+    y = torch.matmul(state.reshape(write.shape), C.reshape(b, g, n, 1)).view(x.shape)
     return (y if D is None else torch.addcmul(y, D[:, None], x)), state
 
 

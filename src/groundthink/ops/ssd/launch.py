@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from groundthink.errors import UserError
-from groundthink.ops.fused import Operator, device_of, differentiable
+from groundthink.ops.fused import Operator, after, device_of, differentiable
 from groundthink.ops.ssd.triton import _between, _forward, _scan, _step, _within
 
 PROGRAMS = 384
@@ -158,6 +158,7 @@ def _launch_forward(
     if b == 0:
         return y, last, x.new_empty(0)
     if t == 1 and not keep:
+        last = after(state, last)
         _launch_step(x, dt, A, B, C, D, state, reset, y, last)
         return y, last, x.new_empty(0)
     plan = _Plan.of(x, B, reset)

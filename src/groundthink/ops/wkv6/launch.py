@@ -16,7 +16,7 @@ import triton
 from torch import Tensor
 
 from groundthink.errors import UserError
-from groundthink.ops.fused import Operator, device_of, differentiable
+from groundthink.ops.fused import Operator, after, device_of, differentiable
 from groundthink.ops.wkv6.triton import (
     gradient_kernel,
     output_kernel,
@@ -133,6 +133,7 @@ def _launch_forward(
     y, last = torch.empty_like(v), u.new_empty(b, h, kdim, v.shape[-1], dtype=torch.float32)
     if b == 0 or (t == 1 and not keep):
         if b:
+            last = after(state, last)
             _launch_step(r, k, v, w, u, state, reset, raw, y, last)
         return y, last, r.new_empty(0), r.new_empty(0)
     plan = _Plan.of(r, v, reset, raw)
