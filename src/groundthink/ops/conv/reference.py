@@ -21,7 +21,7 @@ def conv_silu(
         near = document.unfold(2, width, 1)
         taps = taps.where(near == near[..., -1:], 0)
         tail = tail.where(document[..., steps:] == document[..., -1:], 0)
-    y = torch.linalg.vecdot(taps, weight[:, None]).mT + bias
+    y = torch.linalg.vecdot(taps, weight.to(taps.dtype)[:, None]).mT + bias
     return F.silu(y).to(x.dtype), tail.to(window.dtype, copy=True)
 
 
