@@ -1,8 +1,9 @@
 """Convolution and SiLU with a hand-written gradient, for eager code on any device.
 
 The convolution is torch's depthwise one over channels-last images of height 1, many times as fast
-on a CPU as over channels-first sequences. It knows no resets: the few tokens whose window holds
-one are computed again by themselves. Only the input is kept for the gradient.
+on a CPU as over channels-first sequences. All sequences lie in one image, so that nothing is
+copied; the few tokens whose taps reach over the start of a sequence or over a reset are computed
+again by themselves. Only the input is kept for the gradient.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def carried(x: Tensor, window: Tensor, reset: Tensor | None) -> Tensor:
 
 
 class _Cut(NamedTuple):
-    """The tokens whose window holds a reset: their batch and place, and which taps they keep."""
+    """The tokens whose taps reach over a reset: their batch and place, and which taps they keep."""
 
     at: tuple[Tensor, Tensor]  # [M] each
     keep: Tensor  # bool [M, W, 1]
@@ -72,66 +73,97 @@ class _Cut(NamedTuple):
         batch, place = (~keep).any(-1).nonzero(as_tuple=True)
         return cls((batch, place), keep[batch, place][..., None])
 
-    def taps(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the taps of the tokens lie in [B, W-1+T]."""
+    def taps(self) -> tuple[Tensor, Tensor]:
+        """Where the taps of the tokens lie in [B, T]; those before the first are never kept."""
         batch, place = self.at
-        return batch[:, None], place[:, None] + torch.arange(
-            self.keep.shape[1], device=place.device
-        )
+        lags = torch.arange(1 - self.keep.shape[1], 1, device=place.device)
+        return batch[:, None], (place[:, None] + lags).clamp_(min=0)
 
 
 class _ConvSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, window, reset):
-        ctx.save_for_backward(x, weight, bias, window, reset)
-        inputs, cut = _inputs(x, weight, window), _Cut.of(reset, weight.shape[1])
-        return F.silu(_convolve(inputs, weight, bias, cut)).to(x.dtype)
+        ctx.cut = _Cut.of(reset, weight.shape[1])
+        ctx.save_for_backward(x, weight, bias, window)
+        return F.silu(_convolve(*_wide(x, weight, bias, window), ctx.cut)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout: Tensor):
-        x, weight, bias, window, reset = ctx.saved_tensors
-        inputs, cut = _inputs(x, weight, window), _Cut.of(reset, weight.shape[1])
-        y = _convolve(inputs, weight, bias, cut)
-        dy = torch.ops.aten.silu_backward(dout.to(y.dtype), y)
+        given, cut = ctx.saved_tensors, ctx.cut
+        x, weight, bias, window = _wide(*given)
+        past, head = weight.shape[1] - 1, _head(x, weight)
+        dy = _convolve(x, weight, bias, window, cut)
+        dy = torch.ops.aten.silu_backward(dout.to(dy.dtype), dy)
         dbias = dy.sum((0, 1))
-        steps, width = x.shape[1], weight.shape[1]
         if cut is not None:
-            drows = dy[cut.at][:, None]  # [M, 1, D]
+            dcut = dy[cut.at][:, None]  # [M, 1, D]
             dy[cut.at] = 0
-        dinputs = _depthwise(F.pad(dy, (0, 0, width - 1, width - 1)), weight.flip(1), None)
-        work = torch.empty_like(dy)
-        dweight = torch.stack(
-            [torch.mul(dy, inputs[:, i : i + steps], out=work).sum((0, 1)) for i in range(width)], 1
-        )
+        dhead = dy[:, :head].clone()
+        dy[:, :head] = 0
+
+        flipped, dwindow = weight.flip(1), torch.zeros_like(window).mT
+        dx = _all_at_once(dy, flipped, None, past)
+        dweight = _taps_backward(dy.flatten(0, 1), x.flatten(0, 1), past + 1)
+        if head:
+            dnear = _depthwise(F.pad(dhead, (0, 0, past, past)), flipped, None)
+            dwindow = dnear[:, :past]
+            dx[:, :head] += dnear[:, past:]
+            near = _near(x, window, head).unfold(1, head, 1)  # [B, W, D, head]
+            dweight += (near * dhead.mT[:, None]).sum((0, 3)).t()
         if cut is not None:
-            taps = cut.taps(inputs)
-            dweight += (inputs[taps] * drows).masked_fill(~cut.keep, 0).sum(0).t()
-            back = (drows * weight.t().to(dy.dtype)).masked_fill(~cut.keep, 0)
-            dinputs.index_put_(taps, back, accumulate=True)
-        dwindow, dx = dinputs.split((width - 1, steps), dim=1)
-        dwindow = dwindow.transpose(1, 2).to(window.dtype)
-        return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(bias.dtype), dwindow, None
+            taps = cut.taps()
+            dweight += (x[taps] * dcut).masked_fill(~cut.keep, 0).sum(0).t()
+            dtaps = (dcut * weight.t()).masked_fill(~cut.keep, 0)
+            dx.index_put_(taps, dtaps, accumulate=True)
+        grads = dx, dweight, dbias, dwindow.mT
+        return *(grad.to(of.dtype) for grad, of in zip(grads, given, strict=True)), None
 
 
-def _inputs(x: Tensor, weight: Tensor, window: Tensor) -> Tensor:
-    """What the taps read [B, W-1+T, D], in fp32 or wider."""
-    full = torch.promote_types(x.dtype, torch.promote_types(weight.dtype, torch.float32))
-    return torch.cat((window.transpose(1, 2).to(full), x.to(full)), dim=1)
+def _wide(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """All in one dtype, fp32 or wider; x contiguous."""
+    full = torch.promote_types(x.dtype, torch.promote_types(others[0].dtype, torch.float32))
+    return x.to(full).contiguous(), *(t.to(full) for t in others)
 
 
-def _convolve(inputs: Tensor, weight: Tensor, bias: Tensor, cut: _Cut | None) -> Tensor:
-    y = _depthwise(inputs, weight, bias)
+def _head(x: Tensor, weight: Tensor) -> int:
+    """How many tokens of a sequence have taps before its first."""
+    return min(x.shape[1], weight.shape[1] - 1)
+
+
+def _near(x: Tensor, window: Tensor, head: int) -> Tensor:
+    """What the first tokens read [B, W-1 + head, D]."""
+    return torch.cat((window.transpose(1, 2), x[:, :head]), dim=1)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, cut: _Cut | None) -> Tensor:
+    y = _all_at_once(x, weight, bias, 0)
+    head = _head(x, weight)
+    if head:
+        y[:, :head] = _depthwise(_near(x, window, head), weight, bias)
     if cut is not None:
-        read = inputs[cut.taps(inputs)].masked_fill(~cut.keep, 0)  # [M, W, D]
-        y[cut.at] = (read * weight.t()).sum(1).add_(bias).to(y.dtype)
+        read = x[cut.taps()].masked_fill(~cut.keep, 0)  # [M, W, D]
+        y[cut.at] = (read * weight.t()).sum(1).add_(bias)
     return y
 
 
-def _depthwise(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[B, W-1+T, D] -> [B, T, D]."""
+def _all_at_once(x: Tensor, weight: Tensor, bias: Tensor | None, first: int) -> Tensor:
+    """Convolve [B, T, D] as one sequence with zeros around it, from output `first` on."""
+    tokens = x.shape[0] * x.shape[1]
+    y = _depthwise(x.view(1, tokens, -1), weight, bias, padding=weight.shape[1] - 1)
+    return y[:, first : first + tokens].view_as(x)
+
+
+def _taps_backward(dy: Tensor, x: Tensor, width: int) -> Tensor:
+    """Gradient of the weight [D, W] from dy and x [tokens, D]."""
+    work, tokens = torch.empty_like(dy), len(dy)
+    lags = range(min(width, tokens) - 1, -1, -1)
+    taps = [torch.mul(dy[i:], x[: tokens - i], out=work[i:]).sum(0) for i in lags]
+    return F.pad(torch.stack(taps, 1), (width - len(taps), 0))
+
+
+def _depthwise(inputs: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) -> Tensor:
+    """[B, P, D] -> [B, P + 2 padding - (W-1), D]."""
     image = inputs.unsqueeze(1).permute(0, 3, 1, 2)
-    full = inputs.dtype
-    bias = None if bias is None else bias.to(full)
-    y = F.conv2d(image, weight.to(full)[:, None, None], bias, groups=len(weight))
+    y = F.conv2d(image, weight[:, None, None], bias, padding=(0, padding), groups=len(weight))
     return y.permute(0, 2, 3, 1).squeeze(1)
