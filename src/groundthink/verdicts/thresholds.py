@@ -130,6 +130,12 @@ TABLE = (
               "sessions with states of their own share nothing"),
     Threshold("isolation", "served against alone", "", (0, 1e-4), (0, 1e-3),
               "fp32 rounding of rows that are computed together"),
+    Threshold("balance", "contribution", "nats", (0.005, math.inf), (0.001, math.inf),
+              "constants could stand in for a branch that is worth a thousandth of a nat: dead"),
+    Threshold("balance", "contribution of a layer", "nats", (0.001, math.inf), (0.001, math.inf),
+              "a branch worth less in one layer is not missed there"),
+    Threshold("balance", "memory", "nats", (0.005, math.inf), (0.001, math.inf),
+              "nobody would notice the loss of a state that is worth a thousandth of a nat"),
     Threshold("context", "reconstruction error", "", (0, 1e-5), (0, 1e-4),
               "fp32 rounding of a layer against its operator in fp64"),
     Threshold("memory", "error of a whole exchange", "logits", (0, 1e-4), (0, 1e-3),
@@ -236,6 +242,10 @@ TABLE = (
               "one token of the whole model"),
     Threshold("speed", "decoding, late over early", "x", (0.95, 1.05), (0.9, 1.1),
               "a state does not grow: position 100,000 costs what position 100 costs"),
+    Threshold("drift", "no change in training, p", "", (0.05, 1), (0, 1),
+              "share of stationary series that look as changed; a change may be for the better"),
+    Threshold("drift", "no drift over turns, p", "", (0.05, 1), (0, 1),
+              "a drift of the states is no failure; it says that length matters"),
 )
 # fmt: on
 
