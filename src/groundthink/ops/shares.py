@@ -10,9 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from groundthink.ops.fused import device_of
+from groundthink.ops.launching import kernel
 
 
-@triton.jit
+@kernel
 def _total(shares_ptr, out_ptr, n, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     total = tl.zeros((ROWS, COLUMNS), tl.float32)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from groundthink.ops.launching import kernel
+
 
 @triton.jit
 def _tap(weight_ptr, channel, real, back: tl.constexpr, WIDTH: tl.constexpr):
@@ -87,7 +89,7 @@ def _store(ptr, value, t, width, channel, inside):
     tl.store(ptr + at, value.to(ptr.dtype.element_ty), inside)
 
 
-@triton.jit
+@kernel
 def _forward(
     x_ptr,
     dt_ptr,
@@ -240,7 +242,7 @@ def _backward_step(
     )  # fmt: skip
 
 
-@triton.jit
+@kernel
 def _backward(
     x_ptr,
     dt_ptr,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from groundthink.ops.launching import kernel
+
 
 @triton.jit
 def _load(ptr, row, step, channel, inside):
@@ -37,7 +39,7 @@ def _norm_gradient(dnormed, normed, scale, norm_ptr, SIZE: tl.constexpr):
     return dnormed
 
 
-@triton.jit
+@kernel
 def _gate_forward(
     x_ptr,
     r_ptr,
@@ -75,7 +77,7 @@ def _gate_forward(
     tl.store(gate_ptr + row, a, row < n)
 
 
-@triton.jit
+@kernel
 def _gate_backward(
     r_ptr,
     m_ptr,
@@ -145,7 +147,7 @@ def _gate_backward(
     tl.store(share + 4 * SIZE, total, channel < 4)
 
 
-@triton.jit
+@kernel
 def _gains_forward(
     x_ptr,
     r_ptr,
@@ -179,7 +181,7 @@ def _gains_forward(
     tl.store(out_ptr + row * SIZE + channel, out.to(out_ptr.dtype.element_ty), inside)
 
 
-@triton.jit
+@kernel
 def _gains_backward(
     r_ptr,
     m_ptr,
@@ -234,7 +236,7 @@ def _gains_backward(
     tl.store(share + 3 * SIZE, m_total * gain_m, real)
 
 
-@triton.jit
+@kernel
 def _mix_forward(x_ptr, r_ptr, m_ptr, logits_ptr, out_ptr, n, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
@@ -245,7 +247,7 @@ def _mix_forward(x_ptr, r_ptr, m_ptr, logits_ptr, out_ptr, n, BLOCK: tl.constexp
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), inside)
 
 
-@triton.jit
+@kernel
 def _mix_backward(
     r_ptr, m_ptr, logits_ptr, dout_ptr, dr_ptr, dm_ptr, dlogits_ptr, n, BLOCK: tl.constexpr
 ):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from groundthink.ops.launching import kernel
+
 
 @triton.jit
 def silu_and_slope(z):
@@ -16,7 +18,7 @@ def silu_and_slope(z):
     return z * s, s * (1 + z * (1 - s))
 
 
-@triton.jit
+@kernel
 def _rms_forward(
     x_ptr,
     add_ptr,
@@ -57,7 +59,7 @@ def _rms_forward(
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), inside)
 
 
-@triton.jit
+@kernel
 def _rms_backward(
     x_ptr,
     z_ptr,
@@ -128,7 +130,7 @@ def _head_norm(y, SIZE: tl.constexpr, inside, eps):
     return centred * scale, scale
 
 
-@triton.jit
+@kernel
 def _head_forward(
     y_ptr,
     g_ptr,
@@ -163,7 +165,7 @@ def _head_forward(
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), inside)
 
 
-@triton.jit
+@kernel
 def _head_backward(
     y_ptr,
     g_ptr,

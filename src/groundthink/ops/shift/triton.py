@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from groundthink.ops.launching import kernel
+
 
 @triton.jit
 def _tanh(x):
@@ -37,7 +39,7 @@ def _pair(x_ptr, last_ptr, reset_ptr, row, n, steps, channel, SIZE: tl.constexpr
     return x, before + tl.load(last_ptr, inside & linked & first, 0).to(tl.float32)
 
 
-@triton.jit
+@kernel
 def _premix(
     x_ptr,
     last_ptr,
@@ -97,7 +99,7 @@ def _blend(
     return x + back * _share(hidden, w2, maa_ptr, channel, q, SIZE)
 
 
-@triton.jit(do_not_specialize=["n"])
+@kernel(do_not_specialize=["n"])
 def _lerp(
     x_ptr,
     last_ptr,
@@ -148,7 +150,7 @@ def _blend_backward(
     return direct + dout, through + dout * _share(hidden, w2, maa_ptr, channel, q, SIZE)
 
 
-@triton.jit(do_not_specialize=["n"])
+@kernel(do_not_specialize=["n"])
 def _lerp_backward(
     hidden_ptr,
     w2_ptr,
@@ -184,7 +186,7 @@ def _lerp_backward(
     tl.store(through_ptr + at, through.to(through_ptr.dtype.element_ty), inside)
 
 
-@triton.jit(do_not_specialize=["n"])
+@kernel(do_not_specialize=["n"])
 def _low_rank_backward(
     x_ptr,
     last_ptr,
@@ -244,7 +246,7 @@ def _low_rank_backward(
     tl.store(at, dmaa, (line == 0) & real)
 
 
-@triton.jit
+@kernel
 def _shift_backward(
     x_ptr,
     last_ptr,
@@ -301,7 +303,7 @@ def _tile(ptr, row, column, n, SIZE: tl.constexpr):
     return tl.load(ptr + at, (row < n) & (column < SIZE), 0)
 
 
-@triton.jit
+@kernel
 def _decay(
     x_ptr,
     bias_ptr,
@@ -339,7 +341,7 @@ def _decay(
         tl.store(out_ptr + at, out, (row < n) & (channel < WIDTH))
 
 
-@triton.jit
+@kernel
 def _decay_backward(
     w1_ptr,
     w2_ptr,
@@ -377,7 +379,7 @@ def _decay_backward(
         tl.store(dx_ptr + at, dx.to(kind), (row < n) & (channel < SIZE)[None, :])
 
 
-@triton.jit
+@kernel
 def _decay_weights(
     x_ptr,
     hidden_ptr,

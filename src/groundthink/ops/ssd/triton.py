@@ -17,6 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from groundthink.ops.launching import kernel
+
 LOG2E = tl.constexpr(1.4426950408889634)
 FORGOTTEN = tl.constexpr(-152.0)
 
@@ -101,7 +103,7 @@ def _carried(
     return state
 
 
-@triton.jit(do_not_specialize=["T", "chunks", "segment"])
+@kernel(do_not_specialize=["T", "chunks", "segment"])
 def _scan(
     u_ptr, v_ptr, dt_ptr, A_ptr, reset_ptr, first_ptr, ends_ptr, kept_ptr, states_ptr, last_ptr,
     u_b, u_t, u_h, v_b, v_t, v_g, dt_b, dt_t, dt_h, T, H, chunks, segment,
@@ -163,7 +165,7 @@ def _scan(
             tl.store(here, state, mask=ok)
 
 
-@triton.jit(do_not_specialize=["T", "chunks", "segment"])
+@kernel(do_not_specialize=["T", "chunks", "segment"])
 def _forward(
     x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, reset_ptr, first_ptr, ends_ptr, kept_ptr,
     y_ptr, states_ptr, last_ptr,
@@ -224,7 +226,7 @@ def _forward(
         tl.store(here, state, mask=ok)
 
 
-@triton.jit(do_not_specialize=["T", "chunks"])
+@kernel(do_not_specialize=["T", "chunks"])
 def _between(
     x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, reset_ptr, states_ptr, dstates_ptr, dy_ptr,
     ddt_ptr, dB_ptr, dC_ptr, sums_ptr,
@@ -289,7 +291,7 @@ def _between(
     tl.store(dC_ptr + n_here, dC, mask=n_in)
 
 
-@triton.jit(do_not_specialize=["T", "chunks"])
+@kernel(do_not_specialize=["T", "chunks"])
 def _within(
     x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, reset_ptr, dstates_ptr, dy_ptr,
     ddt_between_ptr, dB_between_ptr, dC_between_ptr, dx_ptr, ddt_ptr, dB_ptr, dC_ptr, sums_ptr,
@@ -373,7 +375,7 @@ def _within(
     tl.store(dC_ptr + n_here, dC.to(dC_ptr.dtype.element_ty), mask=n_in)
 
 
-@triton.jit
+@kernel
 def _step(
     x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, reset_ptr, first_ptr, y_ptr, last_ptr,
     x_b, x_h, dt_b, dt_h, B_b, B_g, C_b, C_g, H,

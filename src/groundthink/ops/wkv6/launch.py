@@ -9,6 +9,7 @@ u. Eager code calls them through an autograd function, compiled code through reg
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -67,17 +68,7 @@ class _Plan(NamedTuple):
 
     @classmethod
     def of(cls, r: Tensor, v: Tensor, reset: Tensor | None, raw: bool) -> _Plan:
-        b, t, h, k = r.shape
-        length = _length(r.dtype)
-        chunks = triton.cdiv(t, length)
-        together = triton.cdiv(chunks, max(1, min(PROGRAMS // (b * h), chunks // SHORTEST)))
-        segments = triton.cdiv(chunks, together)
-        meta = {
-            "K": k, "V": v.shape[-1], "BK": _padded(k, r.dtype),
-            "BV": _padded(v.shape[-1], r.dtype), "L": length, "RAW": raw,
-            "RESETS": reset is not None, "SEGMENTED": segments > 1,
-        }  # fmt: skip
-        return cls((b * h, chunks), segments, (t, h, together, segments), meta)
+        return _plan(*r.shape, v.shape[-1], r.dtype, reset is not None, raw)
 
     def options(self, dtype: torch.dtype) -> dict:
         """What the kernels of single chunks are told beyond `meta`."""
@@ -87,6 +78,19 @@ class _Plan(NamedTuple):
             "num_warps": 8 if self.meta["BK"] * self.meta["BV"] > 64 * 64 else 4,
             "num_stages": 1,
         }
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(b: int, t: int, h: int, k: int, v: int, dtype: torch.dtype, resets: bool, raw: bool):
+    length = _length(dtype)
+    chunks = triton.cdiv(t, length)
+    together = triton.cdiv(chunks, max(1, min(PROGRAMS // (b * h), chunks // SHORTEST)))
+    segments = triton.cdiv(chunks, together)
+    meta = {
+        "K": k, "V": v, "BK": _padded(k, dtype), "BV": _padded(v, dtype), "L": length,
+        "RAW": raw, "RESETS": resets, "SEGMENTED": segments > 1,
+    }  # fmt: skip
+    return _Plan((b * h, chunks), segments, (t, h, together, segments), meta)
 
 
 def _length(dtype: torch.dtype) -> int:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from groundthink.ops.launching import kernel
 from groundthink.ops.wkv6.tiles import (
     LN2,
     _before,
@@ -56,7 +57,7 @@ RUNTIME = ("T", "H", "together", "segments")
 """Sizes that no kernel is compiled anew for."""
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@kernel(do_not_specialize=RUNTIME)
 def state_kernel(
     x_ptr, z_ptr, w_ptr, resets, start, end, table, states, sums, decays, passed,
     T, H, together, segments,
@@ -110,7 +111,7 @@ def state_kernel(
         _give(end, bh, top, state, K, V, BK, ROWS)
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@kernel(do_not_specialize=RUNTIME)
 def output_kernel(
     r_ptr, k_ptr, v_ptr, w_ptr, u_ptr, resets, start, end,
     table, states, sums, decays, passed, y_ptr,
@@ -156,7 +157,7 @@ def output_kernel(
     _put(y_ptr + at * V, rows, v_columns, V, H * V, left, y)
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@kernel(do_not_specialize=RUNTIME)
 def gradient_kernel(
     r_ptr, k_ptr, v_ptr, w_ptr, u_ptr, resets, dend, dstart,
     table, states, dstates, dsums, ddecays, dpassed,
@@ -351,7 +352,7 @@ def _strong_gradient(
     tl.store(du_ptr + columns, du, mask=columns < K)
 
 
-@triton.jit(do_not_specialize=("H",))
+@kernel(do_not_specialize=("H",))
 def step_kernel(
     r_ptr, k_ptr, v_ptr, w_ptr, u_ptr, start, resets, y_ptr, end, H,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, COLUMNS: tl.constexpr,
