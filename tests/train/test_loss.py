@@ -35,7 +35,7 @@ def test_a_vocabulary_too_large_to_hold_gives_the_same_loss(monkeypatch):
     tokens = torch.randint(model.config.vocab_size, (2, 20))
     reset = torch.rand(2, 20) < 0.2
     whole, state = loss.predict(model, tokens, tokens, None, reset)
-    monkeypatch.setattr(loss, "HELD", 64)
+    monkeypatch.setattr(loss, "LARGE", 64)
     parts, again = loss.predict(model, tokens, tokens, None, reset)
     torch.testing.assert_close(parts, whole)
     assert all(

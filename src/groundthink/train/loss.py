@@ -9,9 +9,13 @@ from torch.autograd.function import once_differentiable
 
 from groundthink.layers.state import State
 from groundthink.models.base import LanguageModel
+from groundthink.ops.dispatch import triton_obstacle
+from groundthink.ops.nll import nll_
 
-HELD = 1 << 25
-"""Most logits held at once: 128 MB in fp32."""
+LARGE = 1 << 25
+"""Logits that are more than this are never held whole."""
+HELD = 1 << 24
+"""Logits held at once instead: in half precision they stay in the cache of a large GPU."""
 
 
 def nats(logits: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
@@ -23,7 +27,8 @@ def predict(
     model: LanguageModel, tokens: Tensor, targets: Tensor, state: State | None, reset: Tensor
 ) -> tuple[Tensor, State]:
     """Sum of the cross-entropies in nats, a scalar, and the state after the last token."""
-    if targets.numel() * model.config.vocab_size <= HELD:
+    small = targets.numel() * model.config.vocab_size <= LARGE
+    if small and triton_obstacle(tokens.device):
         logits, state = model(tokens, state, reset)
         return nats(logits, targets), state  # pyright: ignore
     hidden, state = model.features(tokens, state, reset)
@@ -53,24 +58,32 @@ class _ChunkedNats(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, held: int) -> Tensor:
         product = weight.to(hidden.dtype)
-        total = torch.zeros((), device=hidden.device)
-        dhidden, dweight = torch.empty_like(hidden), torch.zeros_like(weight)
         rows = max(1, held // len(weight))
+        room = hidden.new_empty(min(rows, len(hidden)), len(weight))
+        dhidden, dweight = torch.empty_like(hidden), torch.zeros_like(weight)
+        losses = []
         for x, target, dx in zip(
             hidden.split(rows), targets.split(rows), dhidden.split(rows), strict=True
         ):
-            log_p = (x @ product.t()).float().log_softmax(-1)
-            at, scored = target.clamp(min=0)[:, None], (target >= 0)[:, None]
-            total -= (log_p.gather(1, at) * scored).sum()
-            dlogits = log_p.exp_().scatter_add_(1, at, -torch.ones_like(at, dtype=log_p.dtype))
-            dlogits = dlogits.mul_(scored).to(hidden.dtype)
-            torch.mm(dlogits, product, out=dx)
-            dweight += dlogits.t() @ x
+            logits = torch.mm(x, product.t(), out=room[: len(x)])
+            losses.append(nll_(logits, target))
+            torch.mm(logits, product, out=dx)
+            _add_product(dweight, logits.t(), x)
         ctx.save_for_backward(dhidden, dweight)
-        return total
+        return torch.cat(losses).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dtotal: Tensor):
         dhidden, dweight = ctx.saved_tensors
         return dhidden * dtotal.to(dhidden.dtype), dweight * dtotal, None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b, rounded once where a and b are narrower than the total."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif total.device.type == "cuda":
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)  # pyright: ignore
+    else:
+        total += a @ b

@@ -1,0 +1,29 @@
+"""The negative log-likelihood on a GPU: how its kernel is launched."""
+
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from groundthink.ops.fused import device_of
+from groundthink.ops.nll.triton import _nll
+
+BLOCK = 16384
+"""Logits that a program holds at once, at most."""
+
+
+def nll_(logits: Tensor, targets: Tensor) -> Tensor:
+    """`groundthink.ops.nll.nll_`."""
+    rows, size = logits.shape
+    losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    block = min(BLOCK, triton.next_power_of_2(size))
+    if rows:
+        with device_of(logits):
+            _nll[(rows,)](
+                logits, targets.contiguous(), losses, logits.stride(0), size,
+                BLOCK=block, ONCE=size <= block, num_warps=max(4, block // 2048),
+            )  # fmt: skip
+    return losses
