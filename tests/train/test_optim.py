@@ -10,7 +10,15 @@ import torch
 from groundthink.models.build import build
 from groundthink.models.config import ModelConfig
 from groundthink.train.config import TrainConfig
-from groundthink.train.optim import adamw, component, decays, factor, parameter_groups, set_lr
+from groundthink.train.optim import (
+    adamw,
+    component,
+    decays,
+    factor,
+    parameter_groups,
+    set_lr,
+    step_unless,
+)
 
 pytestmark = pytest.mark.tiny
 CPU = torch.device("cpu")
@@ -98,3 +106,22 @@ def test_weight_decay_moves_decayed_weights_alone():
     for name, p in net.named_parameters():
         expected = before[name] * (1 - 0.05 if decays(name, p) else 1)
         torch.testing.assert_close(p.detach(), expected)
+
+
+def test_a_step_that_the_device_decides_on_clips_or_leaves_all_as_it_is():
+    def learner():
+        torch.manual_seed(0)
+        linear = torch.nn.Linear(3, 2)
+        linear(torch.randn(5, 3)).square().sum().backward()
+        return linear, adamw(linear, TrainConfig(lr=1e-2), CPU)
+
+    (one, first), (two, second) = learner(), learner()
+    norm = torch.nn.utils.clip_grad_norm_(one.parameters(), 0.1)
+    first.step()
+    before = [p.detach().clone() for p in two.parameters()]
+    step_unless(torch.ones(()), second)
+    assert all(torch.equal(p, q) for p, q in zip(two.parameters(), before, strict=True))
+    step_unless(torch.zeros(()), second, (norm / 0.1).clamp(min=1))
+    for p, q in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+    assert not hasattr(second, "found_inf")

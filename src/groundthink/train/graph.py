@@ -1,8 +1,8 @@
-"""Forward and backward of a step as one CUDA graph: recorded once, replayed without Python.
+"""A training step as one CUDA graph: recorded once, replayed without Python.
 
 Small models spend most of a step in starting kernels; a graph starts them all at once. An observed
-step has a graph of its own, recorded with the hooks of its observers in place: their tapes hold
-memory that every replay fills anew.
+step has a graph of its own, of forward and backward only, recorded with the hooks of its observers
+in place: their tapes hold memory that every replay fills anew.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from groundthink.ops.dispatch import triton_obstacle
 from groundthink.ops.ssd import LARGEST as LARGEST_STATE
 from groundthink.ops.wkv6 import LARGEST as LARGEST_HEAD
 
-WARM_UP = 3
-"""Passes before the recording: they compile the kernels and let the libraries allocate."""
-
 Pass = Callable[[Batch, State | None, Tensor], tuple[Tensor, State | None]]
 """Forward and backward: batch, state and number of scored tokens to the loss and the new state."""
+
+Update = Callable[[Tensor], Tensor]
+"""What follows in the same graph: the mean loss to what the step returns."""
 
 
 class Graph:
@@ -36,6 +36,7 @@ class Graph:
         batch: the first batch, on the device.
         state: the state it starts from, or None for a pass that carries none.
         others: graphs of the same model, whose memory it shares.
+        update: what the graph does with the gradients, if it is to do more than leave them.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Graph:
         batch: Batch,
         state: State | None,
         others: Iterable[Graph] = (),
+        update: Update | None = None,
     ):
         self.parameters = list(model.parameters())
         self.batch = Batch(*(x.clone() for x in batch))
@@ -54,9 +56,7 @@ class Graph:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                self._clear()
-                run(self.batch, self.state, self.scored)
+            run(self.batch, self.state, self.scored)  # lets the libraries allocate
         torch.cuda.current_stream().wait_stream(stream)
         self._clear()
         self.graph = torch.cuda.CUDAGraph()
@@ -64,9 +64,12 @@ class Graph:
         with torch.cuda.graph(self.graph, pool=pool):
             if self.state is not None and self.before is not None:
                 copy(self.state, self.before)
-            self.loss, new = run(self.batch, self.state, self.scored)
+            loss, new = run(self.batch, self.state, self.scored)
             if self.state is not None and new is not None:
                 copy(new, self.state)
+            self.result = loss / self.scored
+            if update is not None:
+                self.result = update(self.result)
         self.gradients = [p.grad for p in self.parameters]
 
     def _clear(self) -> None:
@@ -78,7 +81,10 @@ class Graph:
         return batch.tokens.shape == self.batch.tokens.shape
 
     def replay(self, batch: Batch, state: State | None, scored: int) -> Tensor:
-        """The loss of a batch; its gradients are in the parameters, the new state in `state`."""
+        """The mean loss of a batch, or what `update` made of it, and the new state in `state`.
+
+        The gradients are in the parameters.
+        """
         for static, given in zip(self.batch, batch, strict=True):
             static.copy_(given, non_blocking=True)
         if self.state is not None and state is not None and state is not self.state:
@@ -87,7 +93,7 @@ class Graph:
         self.graph.replay()
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
-        return self.loss
+        return self.result
 
 
 def copy(source: State, target: State) -> None:

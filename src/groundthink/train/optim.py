@@ -60,19 +60,49 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
 
 
 def adamw(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, fused where torch has the kernel."""
-    return torch.optim.AdamW(
+    """AdamW over `parameter_groups`, fused where torch has the kernel.
+
+    On a GPU its steps can be recorded in a CUDA graph: learning rates are tensors there.
+    """
+    recordable = device.type == "cuda"
+    optimizer = torch.optim.AdamW(
         parameter_groups(model, config),
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         fused=device.type in FUSED or None,
+        capturable=recordable,
     )
+    for group in optimizer.param_groups if recordable else ():
+        group["lr"] = torch.tensor(config.lr, device=device)
+    return optimizer
+
+
+def step_unless(
+    skip: torch.Tensor, optimizer: torch.optim.Optimizer, divisor: torch.Tensor | None = None
+) -> None:
+    """A step of fused AdamW, decided on the device: the host is not asked, so a graph can hold it.
+
+    Args:
+        skip: where it is 1 all weights and moments stay as they are; a scalar in fp32.
+        optimizer: fused, and without a loss scaler: these are the words that it would speak.
+        divisor: of the gradients.
+    """
+    words = {"found_inf": skip, "grad_scale": divisor}
+    for name, value in words.items():
+        setattr(optimizer, name, value)
+    optimizer.step()
+    for name in words:
+        delattr(optimizer, name)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:
     """Give every group its learning rate for `step`; returns the one without multipliers."""
     for group in optimizer.param_groups:
-        group["lr"] = config.lr * group["lr_mult"] * factor(step, config, group["warmup_mult"])
+        lr = config.lr * group["lr_mult"] * factor(step, config, group["warmup_mult"])
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
     return config.lr * factor(step, config)
 
 

@@ -17,7 +17,7 @@ from groundthink.models.base import LanguageModel
 from groundthink.train.config import TrainConfig
 from groundthink.train.graph import Graph, recordable
 from groundthink.train.loss import predict
-from groundthink.train.optim import adamw, component, set_lr
+from groundthink.train.optim import adamw, component, set_lr, step_unless
 
 
 class Observer(Protocol):
@@ -85,6 +85,7 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.state: State | None = None
         self.graphs: dict[tuple[int, ...], Graph] = {}
+        self.prepared = not recordable(model, device)
 
     def step(
         self, number: int, batches: Sequence[Batch], observers: Sequence[Observer] = ()
@@ -97,24 +98,25 @@ class Stepper:
             NonFinite: the loss or the gradient norm is NaN or infinite.
         """
         scored = sum(int((batch.targets >= 0).sum()) for batch in batches)
+        lr = set_lr(self.optimizer, number, self.config)
+        if not self.prepared:
+            self._prepare(batches[0])
         if self._graphed(batches):
-            total, before = self._replay(batches[0], scored, observers)
+            result, before = self._replay(batches[0], scored, observers)
         else:
             before = self.state
-            total = self._run(batches, scored, observers)
+            result = self._run(batches, scored, observers)
+        if result.numel() == 2:  # the graph has updated the weights
+            loss, grad_norm = result.tolist()
+            self._check(loss, grad_norm, before, batches)
+            return Outcome(loss, scored, grad_norm, lr, [])
         self.scaler.unscale_(self.optimizer)
         observed = [record for observer in observers for record in observer.finish(self.model)]
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        loss, grad_norm = torch.stack([total / scored, norm]).tolist()
-        if not math.isfinite(loss):
-            self.state = before
-            raise NonFinite("the loss", first_nonfinite(self.model, lambda: self._look(batches)))
-        if not math.isfinite(grad_norm) and not self._overflowed():
-            raise NonFinite("the gradient", last_nonfinite_gradient(self.model))
+        norm = self._norm()
+        loss, grad_norm = torch.stack([result, norm]).tolist()
+        self._check(loss, grad_norm, before, batches)
         if self.config.grad_clip:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, norm)
-        lr = set_lr(self.optimizer, number, self.config)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return Outcome(loss, scored, grad_norm, lr, observed)
@@ -134,7 +136,7 @@ class Stepper:
             self.state = State.from_items(stored["state"]).map(lambda x: x.to(self.device))
 
     def _run(self, batches: Sequence[Batch], scored: int, observers: Sequence[Observer]) -> Tensor:
-        """Sum of the losses of all batches; their gradients are in the parameters."""
+        """Mean loss over all batches; their gradients are in the parameters."""
         self.optimizer.zero_grad()
         for observer in observers:
             observer.start(self.model)
@@ -143,7 +145,46 @@ class Stepper:
             for batch in batches:
                 loss, self.state = self._pass(self._here(batch), self.state, scored)
                 total += loss
-        return total
+        return total / scored
+
+    def _norm(self) -> Tensor:
+        """Of the whole gradient."""
+        return nn.utils.get_total_norm(
+            [p.grad for p in self.model.parameters() if p.grad is not None]
+        )
+
+    def _check(
+        self, loss: float, grad_norm: float, before: State | None, batches: Sequence[Batch]
+    ) -> None:
+        """Raise NonFinite, from the state before the step, if one of both is not finite."""
+        if not math.isfinite(loss):
+            self.state = before
+            raise NonFinite("the loss", first_nonfinite(self.model, lambda: self._look(batches)))
+        if not math.isfinite(grad_norm) and not self._overflowed():
+            raise NonFinite("the gradient", last_nonfinite_gradient(self.model))
+
+    def _update(self, loss: Tensor) -> Tensor:
+        """Clip and update, but for what is not finite; returns the loss and the gradient norm."""
+        result = torch.stack([loss, self._norm()])
+        clip = self.config.grad_clip
+        excess = (result[1] / clip).clamp(min=1) if clip else None
+        step_unless((~result.isfinite().all()).float(), self.optimizer, excess)
+        return result
+
+    def _prepare(self, batch: Batch) -> None:
+        """Compile all Triton kernels at once, and give the optimizer its state.
+
+        What is made while a graph is recorded would be made anew by every replay.
+        """
+        from groundthink.ops.launching import compiled_together
+
+        with compiled_together(), eager() if self.config.compile else nullcontext():
+            self._pass(self._here(batch), self.state, 1)
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        step_unless(torch.ones((), device=self.device), self.optimizer)
+        self.optimizer.zero_grad()
+        self.prepared = True
 
     def _pass(
         self, batch: Batch, state: State | None, scored: Tensor | int
@@ -168,7 +209,7 @@ class Stepper:
     def _replay(
         self, batch: Batch, scored: int, observers: Sequence[Observer]
     ) -> tuple[Tensor, State | None]:
-        """The loss of the batch and the state before it, through the graph of these observers."""
+        """What the graph of these observers returns, and the state before the batch."""
         key = tuple(id(observer) for observer in observers)
         if self.carry and self.state is None:
             self.state = self.model.init_state(len(batch.tokens))
@@ -177,12 +218,17 @@ class Stepper:
                 observer.start(self.model)
             with eager() if observers and self.config.compile else nullcontext():
                 self.graphs[key] = Graph(
-                    self._pass, self.model, self._here(batch), self.state, self.graphs.values()
+                    self._pass,
+                    self.model,
+                    self._here(batch),
+                    self.state,
+                    self.graphs.values(),
+                    None if observers or self.scaler.is_enabled() else self._update,
                 )
         graph = self.graphs[key]
-        total = graph.replay(batch, self.state, scored)
+        result = graph.replay(batch, self.state, scored)
         self.state = graph.state
-        return total, graph.before
+        return result, graph.before
 
     @torch.no_grad()
     def _look(self, batches: Sequence[Batch]) -> None:
