@@ -11,7 +11,7 @@ from toys import small
 from groundthink.data.config import DataConfig
 from groundthink.diagnose.balance import Balance
 from groundthink.diagnose.check import lines, measured, remark
-from groundthink.diagnose.gates import GATES, run_gates
+from groundthink.diagnose.gates import GATES, SUITES, run_gates
 from groundthink.diagnose.subject import subject_of
 from groundthink.errors import UserError
 from groundthink.models import pretrained
@@ -63,8 +63,11 @@ def test_the_subject_is_the_last_checkpoint_with_its_text_and_records(run):
 
 
 def test_every_gate_has_something_to_say_about_a_run(run):
-    findings = run_gates(subject_of(str(run), "cpu"))
+    toy = subject_of(str(run), "cpu")
+    findings = [f for suite in SUITES[:3] for f in run_gates(toy, suite=suite)]
     assert {finding.id for finding in findings} >= set(GATES) - {"overfit"}
+    short = {f.note for f in findings if f.id == "D3"}
+    assert len(short) == 1 and "stretches of 128 tokens" in short.pop(), "too little text is open"
     exact = [f for f in findings if f.id in ("G0", "G1", "checkpoint", "gradient-flow")]
     assert {finding.verdict for finding in exact} == {Verdict.PASS}
     g3 = {finding.verdict for finding in findings if finding.id == "G3"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from diagnose.subjects import subject
 
-from groundthink.diagnose.gates import GATES, run_gates
+from groundthink.diagnose.gates import GATES, SUITES, ids_of, run_gates
 from groundthink.errors import UserError
 
 pytestmark = pytest.mark.tiny
@@ -44,3 +44,22 @@ def test_an_untrained_model_may_be_checked_if_every_note_says_so(fresh):
 def test_gates_that_need_no_training_run_on_a_fresh_model(fresh):
     ids = {finding.id for finding in run_gates(fresh, ["checkpoint", "pre-balance"])}
     assert ids == {"checkpoint", "pre-balance"}
+
+
+def test_suites_share_out_the_gates_and_graduation_takes_from_them(fresh):
+    gates, states, diagnostics, graduation = map(ids_of, SUITES)
+    assert not set(gates) & set(states) & set(diagnostics)
+    assert states[:7] == ["S0", "S1", "S2", "S3", "S3b", "S4", "S4b"]
+    assert diagnostics == ["D1", "D2", "D3", "D4a", "D4b"]
+    assert set(states) < set(graduation) and not set(diagnostics) & set(graduation)
+    assert {"G1", "G2", "G3", "G3.5", "G4", "baseline", "checkpoint"} < set(graduation)
+    with pytest.raises(UserError, match="unknown suite 'state'; did you mean states"):
+        run_gates(fresh, suite="state")
+    with pytest.raises(UserError, match="the model is untrained, and D1, .*D4b mean nothing"):
+        run_gates(fresh, suite="diagnostics")
+
+
+def test_a_gate_without_enough_text_stays_open():
+    findings = run_gates(subject("rwkv6", shape=(4, 4, 64), train_length=32), ["D4a"])
+    assert [finding.verdict for finding in findings] == ["INCONCLUSIVE"]
+    assert "needed" in findings[0].note

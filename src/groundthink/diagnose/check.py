@@ -27,8 +27,8 @@ def lines(findings: Sequence[Finding], titles: Mapping[str, str]) -> Iterator[Te
         verdict = Text(f"  {worst.verdict:<13}", style=COLOURS[worst.verdict])
         wanted = f"{worst.threshold.partition(' (')[0]} {worst.unit}"
         yield verdict + f"{quantity:<26} {measured(worst, group):<22} {wanted}".rstrip()
-        if worst.verdict is not Verdict.PASS:
-            yield Text(" " * 15 + remark(worst, group), style="dim")
+        if worst.verdict is not Verdict.PASS and (why := remark(worst, group)):
+            yield Text(" " * 15 + why, style="dim")
 
 
 def measured(worst: Finding, group: Sequence[Finding]) -> str:

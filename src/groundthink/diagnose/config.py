@@ -11,8 +11,10 @@ class Check:
 
     run: str = ""
     """Run folder."""
+    suite: str = "gates"
+    """gates, states, diagnostics, or graduation, which is made of the first two."""
     only: tuple[str, ...] = ()
-    """Ids of the gates to run (groundthink list gates); all if empty."""
+    """Ids of the gates to run (groundthink list gates), of whatever suite; all of it if empty."""
     allow_untrained: bool = False
     """Also run gates that mean nothing on an untrained model; every note then says so."""
     device: str = "auto"

@@ -9,6 +9,8 @@ from torch import Tensor
 from groundthink.layers.state import State
 from groundthink.models.base import LanguageModel
 
+ROWS = 8
+"""Texts in one forward pass."""
 PIECE = 128
 """Tokens whose logits are held at once."""
 

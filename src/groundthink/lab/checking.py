@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +13,14 @@ from groundthink.diagnose.config import Check
 from groundthink.lab.generation import require
 
 if TYPE_CHECKING:
+    from groundthink.records import Record
     from groundthink.verdicts.verdict import Finding
 
 
 def run(config: Check) -> int:
-    """Run the gates, write RUN/results/gates.jsonl and print them; 1 if a gate failed.
+    """Run a suite of gates, write RUN/results/gates.jsonl and print them; 1 if a gate failed.
 
-    A check of some gates adds to the file; in it, the last finding of a name counts.
+    Findings of other gates stay in the file if they are about the same step.
     """
     import groundthink.lab.graduation  # noqa: F401  enters its gates
     from groundthink.diagnose.gates import GATES, run_gates
@@ -27,14 +29,31 @@ def run(config: Check) -> int:
 
     config = replace(config, run=require(config.run, "runs/NAME"))
     subject = subject_of(config.run, config.device)
-    findings = run_gates(subject, config.only, allow_untrained=config.allow_untrained)
+    findings = run_gates(
+        subject, config.only, suite=config.suite, allow_untrained=config.allow_untrained
+    )
     path = Path(config.run) / "results" / "gates.jsonl"
-    if not config.only:
-        path.unlink(missing_ok=True)
-    records = Records(path, {**environment(), "step": subject.steps, "seed": subject.seed})
+    unfinished = path.with_suffix(".tmp")
+    unfinished.parent.mkdir(exist_ok=True)
+    others = kept(path, {finding.id for finding in findings}, subject.steps)
+    unfinished.write_text("".join(f"{json.dumps(record)}\n" for record in others), "utf-8")
+    records = Records(unfinished, {**environment(), "step": subject.steps, "seed": subject.seed})
     for finding in findings:
         records.append("gate", **finding.record())
+    unfinished.replace(path)
     return show(findings, {id: entry.title for id, entry in GATES.items()}, path)
+
+
+def kept(path: Path, ids: Collection[str], step: int) -> Iterator[Record]:
+    """The records of a file about the model at `step`, without the findings of the gates `ids`."""
+    from groundthink.records import read
+
+    current = False
+    for record in read(path):
+        if record["kind"] == "provenance":
+            current = record.get("step") == step
+        if current and record.get("id") not in ids:
+            yield record
 
 
 def show(findings: Sequence[Finding], titles: Mapping[str, str], path: Path) -> int:

@@ -55,9 +55,12 @@ def presets() -> Iterator[Row]:
 def gates() -> Iterator[Row]:
     """Gates of groundthink check."""
     import groundthink.lab.graduation  # noqa: F401  enters its gates
-    from groundthink.diagnose.gates import GATES
+    from groundthink.diagnose.gates import GATES, SUITES, ids_of
 
-    yield from described(GATES, "gate")
+    yield "gate", "suites", "what it is"
+    for id, entry in GATES.items():
+        suites = ", ".join(suite for suite in SUITES if id in ids_of(suite))
+        yield id, suites, (entry.__doc__ or "").strip().partition("\n")[0]
 
 
 def data() -> Iterator[Row]:
