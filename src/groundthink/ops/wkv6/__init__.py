@@ -19,13 +19,27 @@ def _in_full(op: Op) -> Op:
         full = torch.promote_types(v.dtype, torch.float32)
         if state is None:
             state = v.new_zeros(*r.shape[:1], *r.shape[2:], v.shape[-1])
-        w = -w.to(full).exp() if raw else w
+        w = _LogDecay.apply(w.to(full)) if raw else w
         inputs = (x.to(full) for x in (r, k, v, w, u, state))
         with full_precision(r):
             y, state = op(*inputs, reset)
         return y.to(v.dtype), state
 
     return run
+
+
+class _LogDecay(torch.autograd.Function):
+    """-exp(w_raw). It keeps its result alone, which the recurrence keeps anyway."""
+
+    @staticmethod
+    def forward(ctx, w_raw: Tensor) -> Tensor:
+        log_w = w_raw.exp().neg_()
+        ctx.save_for_backward(log_w)
+        return log_w
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad * ctx.saved_tensors[0]
 
 
 def _triton(*args):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from groundthink.ops.fused import Operator, differentiable, full_precision, room
 from groundthink.ops.wkv6 import segment
-from groundthink.ops.wkv6.segment import Cuts, Rows
+from groundthink.ops.wkv6.segment import Cells, Cuts
 
 LENGTH = 32
 """Tokens in a chunk, a power of two; fewer for shorter sequences."""
@@ -30,7 +30,7 @@ def wkv6_chunked(
     """Chunked form of `wkv6_reference`, same arguments: fp32 or fp64, any T >= 1, any decay."""
     if r.shape[1] == 1:
         return _step(r, k, v, log_w, u, state, reset)
-    y, state, _ = _scan(r, k, v, log_w, u, state, reset)
+    y, state, *_ = _scan(r, k, v, log_w, u, state, reset)
     return y, state
 
 
@@ -54,17 +54,18 @@ def _forward(
     u: Tensor,
     state: Tensor,
     reset: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the state after, and for the gradient the states around the chunks."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, the state after; for the gradient the states around the chunks and the reads in them."""
     layout = _Layout.of(r)
-    y, states = room(v), layout.states(state)
-    with torch.autocast(r.device.type, enabled=False):
+    cells, cut = layout.cells(r, k, v, log_w), layout.resets(reset)
+    y, states, lower = room(cells.v), layout.states(state), layout.lower(r)
+    with full_precision(r):
         for part, slots in layout.segments():
-            rows, cuts = layout.rows(r, k, v, log_w, part), layout.cuts(r, reset, part)
-            out = segment.forward(rows, u, cuts, state, states[slots])
-            layout.unfold(out, y[:, part])
+            cuts = layout.cuts(cut, part)
+            kept = states[slots], lower[part]
+            segment.forward(_of(cells, part), u, cuts, state, *kept, y[:, part])
             state = states[slots][-1]
-    return y, state.clone(), states
+    return layout.tokens(y), state.clone(), states, lower
 
 
 def _backward(
@@ -75,45 +76,50 @@ def _backward(
     u: Tensor,
     reset: Tensor | None,
     states: Tensor,
+    lower: Tensor,
     dy: Tensor,
     dstate: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of r, k, v, log_w, u and the state before, from those of y and the state after."""
     layout = _Layout.of(r)
-    inputs = (r, k, v, log_w)
-    grads, du = [room(x) for x in inputs], torch.zeros_like(u)
-    with torch.autocast(r.device.type, enabled=False):
+    cells, cut = layout.cells(r, k, v, log_w), layout.resets(reset)
+    (dy,), grads, du = layout.split(dy), Cells(*map(room, cells)), torch.zeros_like(u)
+    with full_precision(r):
         for part, slots in reversed(list(layout.segments())):
-            rows, cuts = layout.rows(r, k, v, log_w, part), layout.cuts(r, reset, part)
-            dout = layout.fold(dy[:, part])
-            *drows, du_part, dstate = segment.backward(rows, u, cuts, states[slots], dout, dstate)
-            du += du_part
-            for drow, grad in zip(drows, grads, strict=True):
-                layout.unfold(drow, grad[:, part])
-    if reset is not None:
-        grads[3].masked_fill_(reset[..., None, None], 0)
-    dr, dk, dv, dlog_w = grads
+            cuts, kept = layout.cuts(cut, part), (states[slots], lower[part])
+            given, into = _of(cells, part), _of(grads, part)
+            more, dstate = segment.backward(given, u, cuts, *kept, dy[:, part], dstate, into)
+            du += more
+    dr, dk, dv, dlog_w = map(layout.tokens, grads)
+    if cut is not None:
+        dlog_w[reset.nonzero(as_tuple=True)] = 0  # pyright: ignore
     return dr, dk, dv, dlog_w, du, dstate.clone()
 
 
+def _of(cells: Cells, part: slice) -> Cells:
+    """Some of the chunks."""
+    return Cells(*(x[:, part] for x in cells))
+
+
 def _forward_fake(r, k, v, log_w, u, state, reset):
-    return room(v), torch.empty_like(state), _Layout.of(r).states(state)
+    layout = _Layout.of(r)
+    return room(v), torch.empty_like(state), layout.states(state), layout.lower(r)
 
 
-def _backward_fake(r, k, v, log_w, u, reset, states, dy, dstate):
+def _backward_fake(r, k, v, log_w, u, reset, states, lower, dy, dstate):
     return room(r), room(k), room(v), room(log_w), torch.empty_like(u), room(dstate)
 
 
 def _save(ctx, inputs, output):
     r, k, v, log_w, u, _, reset = inputs
-    ctx.save_for_backward(r, k, v, log_w, u, reset, output[-1])
+    ctx.save_for_backward(r, k, v, log_w, u, reset, *output[2:])
 
 
-def _pull_back(ctx, dy, dfinal, _):
-    r, k, v, log_w, u, reset, states = ctx.saved_tensors
+def _pull_back(ctx, dy, dfinal, *_):
+    r, k, v, log_w, u, reset, states, lower = ctx.saved_tensors
     dy = torch.zeros_like(v) if dy is None else dy
     dfinal = torch.zeros_like(states[0]) if dfinal is None else dfinal
-    return (*_backward_op(r, k, v, log_w, u, reset, states, dy, dfinal), None)
+    return (*_backward_op(r, k, v, log_w, u, reset, states, lower, dy, dfinal), None)
 
 
 _backward_op = Operator("wkv6_chunked_backward", _backward, _backward_fake)
@@ -123,6 +129,9 @@ _scan = differentiable(Operator("wkv6_chunked", _forward, _forward_fake), _save,
 class _Layout(NamedTuple):
     """How tokens fall into chunks, and chunks into the segments that are worked on together."""
 
+    steps: int
+    """Tokens in all."""
+    heads: int
     length: int
     """Tokens in a chunk."""
     chunks: int
@@ -136,42 +145,48 @@ class _Layout(NamedTuple):
         length = LENGTH
         while length >= 2 * t:
             length //= 2
-        return cls(length, -(-t // length), max(1, SEGMENT // (b * length * h * k)))
+        together = max(1, SEGMENT // max(1, b * length * h * k))
+        return cls(t, h, length, -(-t // length), together)
 
     def states(self, state: Tensor) -> Tensor:
         """Room for the states around the chunks of every segment [slots, B, H, K, V]."""
         segments = -(-self.chunks // self.together)
         return state.new_empty(self.chunks + segments, *state.shape)
 
+    def lower(self, r: Tensor) -> Tensor:
+        """Room for what tokens read of one another [chunks, B H, length, length]."""
+        return r.new_empty(self.chunks, len(r) * self.heads, self.length, self.length)
+
     def segments(self) -> Iterator[tuple[slice, slice]]:
-        """The tokens of each segment, and its slots in `states`."""
-        tokens, slots = self.together * self.length, self.together + 1
-        for i in range(-(-self.chunks // self.together)):
-            yield slice(i * tokens, (i + 1) * tokens), slice(i * slots, (i + 1) * slots)
+        """The chunks of each segment, and its slots in `states`."""
+        n, slots = self.together, self.together + 1
+        for i in range(-(-self.chunks // n)):
+            yield slice(i * n, (i + 1) * n), slice(i * slots, (i + 1) * slots)
 
-    def fold(self, x: Tensor) -> Tensor:
-        """[B, T, H, D] to rows [chunks * B * H, length, D], zeros after the end."""
-        rest = -x.shape[1] % self.length
-        x = F.pad(x, (0, 0, 0, 0, 0, rest)) if rest else x
-        x = x.unflatten(1, (-1, self.length)).permute(1, 0, 3, 2, 4)
-        return x.reshape(-1, self.length, x.shape[-1]).contiguous()
+    def split(self, *tensors: Tensor) -> Iterator[Tensor]:
+        """[B, T, ...] to [B, chunks, length, ...], views unless T needs zeros after the end."""
+        rest = -self.steps % self.length
+        for x in tensors:
+            x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, rest)) if rest else x
+            yield x.unflatten(1, (-1, self.length))
 
-    def unfold(self, rows: Tensor, out: Tensor) -> None:
-        """Undo `fold` into `out` [B, T, H, D]."""
-        b, t, h, d = out.shape
-        x = rows.view(-1, b, h, self.length, d).permute(1, 0, 3, 2, 4)
-        if t % self.length:
-            out.copy_(x.flatten(1, 2)[:, :t])
-        else:
-            out.unflatten(1, (-1, self.length)).copy_(x)
+    def tokens(self, cells: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        return cells.flatten(1, 2)[:, : self.steps].contiguous()
 
-    def rows(self, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, part: slice) -> Rows:
-        """The inputs of a segment, folded."""
-        return Rows(*(self.fold(x[:, part]) for x in (r, k, v, log_w)))
+    def cells(self, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor) -> Cells:
+        """The inputs by chunk."""
+        return Cells(*self.split(r, k, v, log_w))
 
-    def cuts(self, r: Tensor, reset: Tensor | None, part: slice) -> Cuts | None:
-        """What the resets of a segment separate; None if it has none."""
-        if reset is None or not reset[:, part].any():
+    def resets(self, reset: Tensor | None) -> Tensor | None:
+        """By chunk [chunks, B, length]; None if there are none."""
+        if reset is None or not reset.any():
             return None
-        each = reset[:, part, None, None].expand(-1, -1, r.shape[2], -1)
-        return Cuts.at(self.fold(each).squeeze(-1))
+        (cells,) = self.split(reset)
+        return cells.transpose(0, 1)
+
+    def cuts(self, cut: Tensor | None, part: slice) -> Cuts | None:
+        """What the resets of a segment separate; None if it has none."""
+        if cut is None or not cut[part].any():
+            return None
+        return Cuts.of(cut[part], self.heads)

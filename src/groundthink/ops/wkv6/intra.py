@@ -1,13 +1,15 @@
 """Inside the chunks of WKV6: decays become factors of r and k, and every sum a matrix product.
 
-A scheme takes r, k and log w of G chunks of L tokens, [G, L, K], and offers
+A scheme takes the cells of r, k and log w, [B, N, L, H, K] for N chunks of L tokens, and offers
+for G = N * B * H rows
 
-    lower [G, L, L]   what token i reads of token j < i: r_i . (decay between them) k_j
     read  [G, L, K]   r with the decay since the state was last scaled
     write [G, L, K]   k with the decay until the state is next scaled
-    inner, outer      decays of the state: h' = outer (inner h + write^T v), None where they are 1
+    inner, outer      decays of the state: h' = outer (inner h + write^T v), one of them None for 1
 
-and `pullback`, which turns the gradients of these into those of r, k and log w.
+`read_into`, which fills lower [G, L, L]: what token i reads of token j < i, that is
+r_i . (decay between them) k_j; and `pullback`, which turns the gradients of all these into those
+of the cells.
 """
 
 from __future__ import annotations
@@ -23,19 +25,31 @@ LIMIT = 43.0
 """Largest exponent of a single reference: two such factors multiply to a normal fp32 number."""
 
 
+def by_chunk(cells: Tensor) -> Tensor:
+    """[B, N, L, H, D] seen as [N, B, H, L, D]."""
+    return cells.permute(1, 0, 3, 2, 4)
+
+
+def rows(cells: Tensor) -> Tensor:
+    """[B, N, L, H, D] copied to [G, L, D]."""
+    return by_chunk(cells).contiguous().view(-1, cells.shape[2], cells.shape[4])
+
+
 def reference_exponents(log_w: Tensor) -> Tensor:
-    """Log decay from the middle of the chunk to before each of its tokens and its end [G, L+1, K].
+    """Log decay from the middle of the chunk to before each token and its end [B, N, L+1, H, K].
 
     It is positive before the middle.
     """
-    return torch.bmm(spans(log_w, log_w.shape[1]).expand(len(log_w), -1, -1), log_w)
+    b, n, length, h, k = log_w.shape
+    sums = torch.matmul(spans(log_w, length), log_w.flatten(3))
+    return sums.view(b, n, length + 1, h, k)
 
 
-def scheme(r: Tensor, k: Tensor, log_w: Tensor, chunks: int) -> Scheme:
+def scheme(r: Tensor, k: Tensor, log_w: Tensor) -> Scheme:
     """The fastest scheme that is safe for these decays; the same decays get the same one."""
     exponents = reference_exponents(log_w)
-    mild = torch.maximum(exponents[:, 0], -exponents[:, -1]) <= LIMIT  # false for NaN
-    return OneReference(r, k, exponents, chunks) if mild.all() else Dyadic(r, k, log_w)
+    mild = torch.maximum(exponents[:, :, 0], -exponents[:, :, -1]) <= LIMIT  # false for NaN
+    return OneReference(r, k, exponents.exp_()) if mild.all() else Dyadic(r, k, log_w)
 
 
 class OneReference:
@@ -46,35 +60,42 @@ class OneReference:
 
     inner = None
 
-    def __init__(self, r: Tensor, k: Tensor, exponents: Tensor, chunks: int):
-        self.factor = exponents.exp()
-        self.read = r * self.factor[:, :-1]
-        self.write = k / self.factor[:, 1:]
-        self.lower = matmul_nt(self.read, self.write).tril_(-1)
-        factor = self.factor.view(chunks, -1, *self.factor.shape[1:])
-        self.outer = factor.new_ones(chunks + 1, factor.shape[1], factor.shape[3])
-        self.outer[1:] *= factor[:, :, -1]
-        self.outer[:-1] /= factor[:, :, 0]
+    def __init__(self, r: Tensor, k: Tensor, factor: Tensor):
+        self.r, self.k = r, k
+        factor = by_chunk(factor)  # [N, B, H, L+1, K]
+        self.before, self.after = factor[..., :-1, :], factor[..., 1:, :]
+        out = by_chunk(r).shape
+        self.read = torch.mul(by_chunk(r), self.before, out=r.new_empty(out)).flatten(0, 2)
+        self.write = torch.div(by_chunk(k), self.after, out=r.new_empty(out)).flatten(0, 2)
+        outer = factor.new_ones(len(factor) + 1, *factor.shape[1:3], factor.shape[4])
+        outer[1:] *= factor[..., -1, :]
+        outer[:-1] /= factor[..., 0, :]
+        self.outer = outer.unsqueeze(-1)  # [N+1, B, H, K, 1]
 
-    def pullback(self, dlower: Tensor, dread: Tensor, dwrite: Tensor, flux: Tensor):
-        """Gradients of r, k and log w.
+    def read_into(self, lower: Tensor) -> None:
+        matmul_nt(self.read, self.write, out=lower).tril_(-1)
+
+    def pullback(
+        self, dlower: Tensor, dread: Tensor, dwrite: Tensor, flux: Tensor, grads: Gradients
+    ) -> None:
+        """Fill the gradients of r, k and log w.
 
         Args:
-            flux: gradient of log `outer` [chunks+1, B, H, K].
+            flux: gradient of log `outer` [N+1, B, H, K].
         """
+        dr, dk, dlog_w = grads
         dread.baddbmm_(dlower, self.write)
         dwrite.baddbmm_(dlower.mT, self.read)
-        dexponents = torch.empty_like(self.factor)
-        torch.mul(self.read, dread, out=dexponents[:, :-1])
-        dexponents[:, -1] = flux[1:].flatten(0, 2)
-        dexponents[:, 1:].addcmul_(self.write, dwrite, value=-1)
-        dexponents[:, 0] -= flux[:-1].flatten(0, 2)
-        onto_log_w = spans(dread, dread.shape[1]).mT.expand(len(dread), -1, -1)
-        return (
-            dread.mul_(self.factor[:, :-1]),
-            dwrite.div_(self.factor[:, 1:]),
-            torch.bmm(onto_log_w, dexponents),
-        )
+        torch.mul(dread.view(self.before.shape), self.before, out=by_chunk(dr))
+        torch.div(dwrite.view(self.after.shape), self.after, out=by_chunk(dk))
+        b, n, length, h, k = dr.shape
+        dexponents = dr.new_empty(b, n, length + 1, h, k)
+        torch.mul(self.r, dr, out=dexponents[:, :, :-1])
+        dexponents[:, :, -1] = flux[1:].transpose(0, 1)
+        dexponents[:, :, 1:].addcmul_(self.k, dk, value=-1)
+        dexponents[:, :, 0] -= flux[:-1].transpose(0, 1)
+        onto_log_w = spans(dr, length).mT
+        dlog_w.copy_(torch.matmul(onto_log_w, dexponents.flatten(3)).view(dr.shape))
 
 
 class Dyadic:
@@ -88,33 +109,40 @@ class Dyadic:
     outer = None
 
     def __init__(self, r: Tensor, k: Tensor, log_w: Tensor):
+        heads = by_chunk(r).shape[:3]
+        r, k, log_w = rows(r), rows(k), rows(log_w)
         self.r, self.k = r, k
         least = torch.finfo(r.dtype).tiny ** 0.5
         w = torch.threshold_(log_w.exp(), least, 0.0)
         self.since, self.until = torch.ones_like(w), torch.ones_like(w)  # within the block
-        self.lower = w.new_zeros(len(w), w.shape[1], w.shape[1])
         self.levels = []
         for half in _halves(w.shape[1]):
             since, until = _half(self.since, half, 1), _half(self.until, half, 0)
             reads, writes = since * _half(r, half, 1), until * _half(k, half, 0)
-            block = matmul_nt(reads, writes).view(len(w), -1, half, half)
-            _across(self.lower, half).copy_(block)
             self.levels.append((half, since.clone(), until.clone(), reads, writes))
             earlier = until[:, :1] * _half(w, half, 0)[:, :1]
             later = since[:, -1:] * _half(w, half, 1)[:, -1:]
             torch.threshold_(since.mul_(earlier), least, 0.0)
             torch.threshold_(until.mul_(later), least, 0.0)
         self.read, self.write = r * self.since, k * self.until
-        self.inner = torch.threshold_(self.since[:, -1] * w[:, -1], least, 0.0)
+        inner = torch.threshold_(self.since[:, -1] * w[:, -1], least, 0.0)
+        self.inner = inner.view(*heads, -1, 1)  # [N, B, H, K, 1]
 
-    def pullback(self, dlower: Tensor, dread: Tensor, dwrite: Tensor, flux: Tensor):
-        """Gradients of r, k and log w.
+    def read_into(self, lower: Tensor) -> None:
+        lower.zero_()
+        for half, _, _, reads, writes in self.levels:
+            _across(lower, half).copy_(matmul_nt(reads, writes).view(len(lower), -1, half, half))
+
+    def pullback(
+        self, dlower: Tensor, dread: Tensor, dwrite: Tensor, flux: Tensor, grads: Gradients
+    ) -> None:
+        """Fill the gradients of r, k and log w.
 
         A token reads its neighbour through no decay at all. These terms stay out of the sums
         for log w, where they would cancel and leave only their rounding errors.
 
         Args:
-            flux: gradient of log `inner` [chunks, B, H, K].
+            flux: gradient of log `inner` [N, B, H, K].
         """
         neighbours = dlower.diagonal(-1, 1, 2)
         near = neighbours.unsqueeze(-1).clone()
@@ -133,12 +161,13 @@ class Dyadic:
         dk.addcmul_(dwrite, self.until)
         dr[:, 1:].addcmul_(near, self.k[:, :-1])
         dk[:, :-1].addcmul_(near, self.r[:, 1:])
-        return dr, dk, dlog_w
+        for grad, found in zip(grads, (dr, dk, dlog_w), strict=True):
+            by_chunk(grad).copy_(found.view(by_chunk(grad).shape))
 
 
-def matmul_nt(a: Tensor, b: Tensor) -> Tensor:
+def matmul_nt(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a @ b^T. For small b the product is slow on CPU, more so than a transposed copy of b."""
-    return torch.bmm(a, b.mT.contiguous() if b.shape[1] <= 32 else b.mT)
+    return torch.bmm(a, b.mT.contiguous() if b.shape[1] <= 32 else b.mT, out=out)
 
 
 def _halves(length: int) -> Iterator[int]:
@@ -168,3 +197,5 @@ def _apply(a: Tensor, x: Tensor) -> Tensor:
 
 
 Scheme = OneReference | Dyadic
+Gradients = tuple[Tensor, Tensor, Tensor]
+"""Cells of r, k and log w to fill."""

@@ -1,11 +1,12 @@
 """Consecutive chunks of WKV6, of all sequences and heads at once, forward and back.
 
-Rows are [G, L, .] with G = chunks * B * H. With S the state that enters a chunk,
+Tensors come as cells, [B, N, L, H, .] for N chunks of L tokens: the layout of the inputs, without
+a copy. Products run on rows, [G, L, .] with G = N * B * H. With S the state that enters a chunk,
 
     y = read S + (lower + bonus on the diagonal) v;   S' = outer (inner S + write^T v)
 
-where `intra` makes read, write, lower, inner and outer of r, k and log w. A reset masks what it
-separates and decays nothing, so the cut is exact.
+where `intra` makes read, write, lower, inner and outer of r, k and log w. Few chunks hold a reset:
+those are corrected row by row. A reset separates and decays nothing, so the cut is exact.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from groundthink.ops.wkv6.intra import Scheme, matmul_nt, scheme
+from groundthink.ops.wkv6.intra import Scheme, by_chunk, matmul_nt, rows, scheme
 
 
-class Rows(NamedTuple):
-    """Inputs [G, L, .]."""
+class Cells(NamedTuple):
+    """Inputs or their gradients [B, N, L, H, .]."""
 
     r: Tensor
     k: Tensor
@@ -28,133 +29,150 @@ class Rows(NamedTuple):
 
 
 class Cuts(NamedTuple):
-    """What the resets of each chunk separate."""
+    """What the resets separate in the chunks that hold one, M of the rows."""
 
-    before: Tensor
-    """[G, L, 1] tokens that still see the state that entered the chunk."""
-    after: Tensor
-    """[G, L, 1] tokens whose writes reach the end of the chunk."""
-    whole: Tensor
-    """[G, 1] chunks without a reset, which the state passes."""
+    at: Tensor
+    """[M] their rows."""
+    unseen: Tensor
+    """[M, L, 1] tokens that no longer see the state that entered the chunk."""
+    lost: Tensor
+    """[M, L, 1] tokens whose writes do not reach the end of the chunk."""
     apart: Tensor
-    """[G, L, L] pairs of tokens with a reset between them."""
+    """[M, L, L] pairs of tokens with a reset between them."""
+    whole: Tensor
+    """bool [N, B, 1, 1, 1] chunks without a reset, which the state passes."""
 
     @classmethod
-    def at(cls, reset: Tensor) -> Cuts:
-        """From the resets [G, L] of the chunks."""
-        count = reset.cumsum(1)
+    def of(cls, reset: Tensor, heads: int) -> Cuts:
+        """From the resets [N, B, L] of the chunks."""
+        cut = reset.any(-1)
+        chunk, batch = cut.nonzero(as_tuple=True)
+        at = (chunk * cut.shape[1] + batch)[:, None] * heads
+        count = reset[chunk, batch].cumsum(1).repeat_interleave(heads, 0)
         return cls(
-            before=(count == 0)[..., None],
-            after=(count == count[:, -1:])[..., None],
-            whole=count[:, -1:] == 0,
+            at=(at + torch.arange(heads, device=at.device)).flatten(),
+            unseen=(count != 0)[..., None],
+            lost=(count != count[:, -1:])[..., None],
             apart=count[:, :, None] != count[:, None, :],
+            whole=~cut[..., None, None, None],
         )
 
+    def clear(self, x: Tensor, mask: Tensor) -> None:
+        """Zero what a mask hides in rows."""
+        x[self.at] = x[self.at].masked_fill(mask, 0)
 
-def forward(rows: Rows, u: Tensor, cuts: Cuts | None, state: Tensor, states: Tensor) -> Tensor:
-    """Rows of y; fills `states` [chunks+1, B, H, K, V] around the chunks."""
-    r, k, v, log_w = rows
-    chunks = len(states) - 1
-    s = scheme(r, k, log_w, chunks)
-    _complete(s, _by_head(r * k, u), u, cuts)
-    inner, outer = _decays(s, cuts, state)
-    torch.bmm(s.write.mT, v if cuts is None else v * cuts.after, out=_matrices(states[1:]))
-    states[0] = state if outer is None else state * outer[0]
-    for c in range(chunks):
-        _pass(states[c], states[c + 1], inner, c)
-        if outer is not None:
-            states[c + 1].mul_(outer[c + 1])
-    y = torch.bmm(s.read, _matrices(states[:-1]))
+    def sum_again(self, out: Tensor, a: Tensor, b: Tensor, mask: Tensor) -> None:
+        """out = a^T b without the tokens that the mask hides."""
+        out[self.at] = torch.bmm(a[self.at].mT, b[self.at].masked_fill(mask, 0))
+
+
+def forward(
+    cells: Cells,
+    u: Tensor,
+    cuts: Cuts | None,
+    state: Tensor,
+    states: Tensor,
+    lower: Tensor,
+    y: Tensor,
+) -> None:
+    """Fill the cells of y, and what the gradient needs.
+
+    Args:
+        states: room for the states around the chunks [N+1, B, H, K, V].
+        lower: room for what tokens read of one another and themselves [N, B H, L, L].
+    """
+    r, k, v, log_w = cells
+    s, v, lower = scheme(r, k, log_w), rows(v), lower.flatten(0, 1)
+    s.read_into(lower)
     if cuts is not None:
-        y.mul_(cuts.before)
-    return y.baddbmm_(s.lower, v)
+        cuts.clear(lower, cuts.apart)
+    bonus = torch.matmul((r * k).flatten(3), _by_head(u))
+    _diagonal(lower, r).copy_(bonus.permute(1, 0, 3, 2))
+
+    written = _matrices(states[1:])
+    torch.bmm(s.write.mT, v, out=written)
+    if cuts is not None:
+        cuts.sum_again(written, s.write, v, cuts.lost)
+    states[0] = state
+    if s.outer is not None:
+        states *= s.outer
+    around, passed = states.unbind(0), _passed(s, cuts).unbind(0)
+    for c, kept in enumerate(passed):
+        around[c + 1].addcmul_(around[c], kept)
+    out = torch.bmm(s.read, _matrices(states[:-1]))
+    if cuts is not None:
+        cuts.clear(out, cuts.unseen)
+    out.baddbmm_(lower, v)
+    by_chunk(y).copy_(out.view(by_chunk(y).shape))
 
 
 def backward(
-    rows: Rows, u: Tensor, cuts: Cuts | None, states: Tensor, dy: Tensor, dstate: Tensor
-) -> tuple[Tensor, ...]:
-    """Gradients of r, k, v, log_w, u and the state before, from those of y and the state after."""
-    r, k, v, log_w = rows
-    s = scheme(r, k, log_w, len(states) - 1)
-    product = _by_head(r * k, u)
-    _complete(s, product, u, cuts)
+    cells: Cells,
+    u: Tensor,
+    cuts: Cuts | None,
+    states: Tensor,
+    lower: Tensor,
+    dy: Tensor,
+    dstate: Tensor,
+    grads: Cells,
+) -> tuple[Tensor, Tensor]:
+    """Fill the gradients of the inputs from those of y and the state after; give du and dstate."""
+    r, k, v, log_w = cells
+    s, v, dy, lower = scheme(r, k, log_w), rows(v), rows(dy), lower.flatten(0, 1)
     dlower = matmul_nt(dy, v)
-    dbonus = dlower.diagonal(0, 1, 2).clone().view(*product.shape[:3], 1)
+    dbonus = _diagonal(dlower, r).permute(1, 0, 3, 2).contiguous()  # [B, N, L, H]
     dlower.tril_(-1)
-    dy_in, v_out = dy, v
-    if cuts is not None:
-        dlower.masked_fill_(cuts.apart, 0)
-        dy_in, v_out = dy * cuts.before, v * cuts.after
 
     dstates = torch.empty_like(states)
-    torch.bmm(s.read.mT, dy_in, out=_matrices(dstates[:-1]))
+    read = _matrices(dstates[:-1])
+    torch.bmm(s.read.mT, dy, out=read)
+    if cuts is not None:
+        cuts.clear(dlower, cuts.apart)
+        cuts.sum_again(read, s.read, dy, cuts.unseen)
     dstates[-1] = dstate
-    flux = _carry_back(states, dstates, *_decays(s, cuts, dstate))
-    entered, written = _matrices(states[:-1]), _matrices(dstates[1:])
-
-    dv = torch.bmm(s.write, written)
-    if cuts is not None:
-        dv.mul_(cuts.after)
-    dv.baddbmm_(s.lower.mT, dy)
-    dr, dk, dlog_w = s.pullback(dlower, matmul_nt(dy_in, entered), matmul_nt(v_out, written), flux)
-    du = torch.matmul(dbonus.mT, product).sum((0, 2))
-    pair = (dbonus * u[:, None]).flatten(0, 1)
-    return dr.addcmul_(pair, k), dk.addcmul_(pair, r), dv, dlog_w, du, dstates[0]
-
-
-def _complete(s: Scheme, product: Tensor, u: Tensor, cuts: Cuts | None) -> None:
-    """Put cuts and bonus into what tokens read of one another."""
-    if cuts is not None:
-        s.lower.masked_fill_(cuts.apart, 0)
-    bonus = torch.matmul(product, u[:, :, None])
-    s.lower.diagonal(0, 1, 2).copy_(bonus.view(s.lower.shape[:2]))
-
-
-def _decays(s: Scheme, cuts: Cuts | None, state: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """inner and outer [chunks or chunks+1, B, H, K or 1, 1] for states like `state`."""
-    inner, outer = s.inner, s.outer
-    if cuts is not None:
-        inner = cuts.whole.to(state.dtype) if inner is None else inner * cuts.whole
-    if inner is not None:
-        inner = inner.view(-1, *state.shape[:2], inner.shape[-1], 1)
-    if outer is not None:
-        outer = outer.view(-1, *state.shape[:3], 1)
-    return inner, outer
-
-
-def _pass(source: Tensor, target: Tensor, inner: Tensor | None, c: int) -> None:
-    """Add what chunk c lets through of a state, or of its gradient."""
-    if inner is None:
-        target.add_(source)
+    around, passed = dstates.unbind(0), _passed(s, cuts).unbind(0)
+    for c in reversed(range(len(passed))):
+        around[c].addcmul_(around[c + 1], passed[c])
+    if s.outer is None:
+        flux = (states[:-1] * dstates[1:]).mul_(_passed(s, cuts)).sum(-1)
     else:
-        target.addcmul_(source, inner[c])
+        flux = (states * dstates).sum(-1)
+        dstates *= s.outer
+
+    entered, written = _matrices(states[:-1]), _matrices(dstates[1:])
+    dv, dread, dwrite = torch.bmm(s.write, written), matmul_nt(dy, entered), matmul_nt(v, written)
+    if cuts is not None:
+        cuts.clear(dread, cuts.unseen)
+        cuts.clear(dwrite, cuts.lost)
+        cuts.clear(dv, cuts.lost)
+    dv.baddbmm_(lower.mT, dy)
+    by_chunk(grads.v).copy_(dv.view(by_chunk(grads.v).shape))
+    s.pullback(dlower, dread, dwrite, flux, (grads.r, grads.k, grads.log_w))
+
+    pair = torch.matmul(dbonus, _by_head(u).mT).view(r.shape)
+    grads.r.addcmul_(pair, k)
+    grads.k.addcmul_(pair, r)
+    du = (r * k).flatten(0, 2).flatten(1).mT @ dbonus.flatten(0, 2)
+    return du.view(len(u), -1, len(u)).diagonal(0, 0, 2).mT, dstates[0]
 
 
-def _carry_back(
-    states: Tensor, dstates: Tensor, inner: Tensor | None, outer: Tensor | None
-) -> Tensor:
-    """Turn gradients of what was read of the states into those of what was written, in place.
-
-    Returns the gradient of log outer, or where there is none of log inner.
-    """
-    chunks, flux = len(states) - 1, []
-    for c in range(chunks, -1, -1):
-        if c < chunks:
-            _pass(dstates[c + 1], dstates[c], inner, c)
-        if outer is not None:
-            flux.append((states[c] * dstates[c]).sum(-1))
-            dstates[c].mul_(outer[c])
-    if outer is not None:
-        return torch.stack(flux[::-1])
-    assert inner is not None
-    return (states[:-1] * dstates[1:]).sum(-1) * inner.squeeze(-1)
+def _by_head(u: Tensor) -> Tensor:
+    """u as what weighs and sums the channels of every head [H K, H]."""
+    return torch.diag_embed(u.mT).transpose(0, 1).flatten(0, 1)
 
 
-def _by_head(x: Tensor, u: Tensor) -> Tensor:
-    """[G, L, K] to [G / H, H, L, K]."""
-    return x.view(-1, len(u), *x.shape[1:])
+def _diagonal(lower: Tensor, cells: Tensor) -> Tensor:
+    """[G, L, L] to what tokens read of themselves [N, B, H, L], a view."""
+    b, n, _, h, _ = cells.shape
+    return lower.diagonal(0, 1, 2).unflatten(0, (n, b, h))
+
+
+def _passed(s: Scheme, cuts: Cuts | None) -> Tensor:
+    """What a chunk passes of the state that enters it [N, B, H, K, 1]."""
+    passed = s.inner if s.outer is None else s.outer[1:]
+    return passed if cuts is None else passed * cuts.whole
 
 
 def _matrices(states: Tensor) -> Tensor:
-    """[chunks, B, H, K, V] to [G, K, V]."""
+    """[N, B, H, K, V] to [G, K, V]."""
     return states.view(-1, *states.shape[-2:])
