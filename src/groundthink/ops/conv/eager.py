@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from groundthink.ops.conv import reference
+from groundthink.ops.fused import full_precision
 
 
 def conv_silu(
@@ -27,7 +28,8 @@ def conv_silu(
     """
     if torch.compiler.is_compiling():
         return reference.conv_silu(x, weight, bias, window, reset)
-    y = _ConvSiLU.apply(x, weight, bias, window, reset)  # pyright: ignore
+    with full_precision(x):
+        y = _ConvSiLU.apply(x, weight, bias, window, reset)  # pyright: ignore
     return y, carried(x, window, reset)
 
 
