@@ -40,8 +40,8 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # p lies inside by algebra; rounding would push it out at 0 and at n successes.
-    return Interval(p, min(p, centre - half), max(p, centre + half), n)
+    # By algebra 0 <= low <= p <= high <= 1; rounding would break it at 0 and at n successes.
+    return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), n)
 
 
 def normal(value: float, se: float, n: int, confidence: float = 0.95) -> Interval:
@@ -80,7 +80,7 @@ class Paired:
 
     def __init__(
         self,
-        samples: Mapping[str, ArrayLike],
+        samples: Mapping[Any, ArrayLike],
         clusters: Sequence[int] | np.ndarray | None = None,
         *,
         resamples: int = 2000,
@@ -95,7 +95,7 @@ class Paired:
         self.n = len(sizes)
         """Units that are resampled."""
         self.means = {name: float(x.mean()) if count else math.nan for name, x in columns.items()}
-        self._resampled: dict[str, np.ndarray] = {}
+        self._resampled: dict[Any, np.ndarray] = {}
         if self.n > 1:
             uniform = np.full(self.n, 1 / self.n)
             draws = np.random.default_rng(seed).multinomial(self.n, uniform, size=resamples)
@@ -119,7 +119,7 @@ class Paired:
             return 1.0
         x = statistic(self._resampled)
         fewer = min(np.count_nonzero(x <= 0), np.count_nonzero(x >= 0))
-        return min(1.0, 2 * (fewer + 1) / (len(x) + 1))
+        return min(1.0, 2 * (int(fewer) + 1) / (len(x) + 1))
 
 
 def bootstrap_mean(

@@ -258,9 +258,9 @@ TABLE = (
               "one token of the whole model"),
     Threshold("speed", "decoding, late over early", "x", (0.95, 1.05), (0.9, 1.1),
               "a state does not grow: position 100,000 costs what position 100 costs"),
-    Threshold("drift", "no change in training, p", "", (0.05, 1), (0, 1),
+    Threshold("drift", "p of no change in training", "", (0.05, 1), (0, 1),
               "share of stationary series that look as changed; a change may be for the better"),
-    Threshold("drift", "no drift over turns, p", "", (0.05, 1), (0, 1),
+    Threshold("drift", "p of no drift over turns", "", (0.05, 1), (0, 1),
               "a drift of the states is no failure; it says that length matters"),
 )
 # fmt: on
