@@ -122,26 +122,23 @@ def identity(sketches: Tensor) -> tuple[float, float]:
     Args:
         sketches: states at anchors [texts, anchors, BUCKETS].
     """
-    x = (sketches - sketches.mean(0)).transpose(0, 1)  # [anchors, texts, BUCKETS]
-    total = x.square().sum().item()
-    if not total:
+    x = sketches.double().transpose(0, 1)  # [anchors, texts, BUCKETS]
+    energy, x = x.square().sum(), x - x.mean(1, keepdim=True)
+    total = x.square().sum()
+    if total <= 1e-12 * energy:  # all that is left is the rounding of the mean
         return 0.0, 1.0
-    generator = torch.Generator().manual_seed(0)
     anchors, texts = x.shape[:2]
-
-    def explained(rows: list[Tensor]) -> float:
-        summed = torch.stack([x[j, row] for j, row in enumerate(rows)]).sum(0)
-        return summed.square().sum().item() / anchors / total
-
-    seen = explained([torch.arange(texts)] * anchors)
-    null = np.array(
-        [
-            explained([torch.randperm(texts, generator=generator) for _ in range(anchors)])
-            for _ in range(PERMUTATIONS)
-        ]
-    )
-    share = (seen - null.mean()) / (1 - null.mean())
-    return float(share), float((1 + (null >= seen).sum()) / (1 + PERMUTATIONS))
+    generator = torch.Generator().manual_seed(0)
+    shuffled = torch.rand(PERMUTATIONS, anchors, texts, generator=generator).argsort(2)
+    order = torch.cat((torch.arange(texts).expand(1, anchors, texts), shuffled))
+    explained = total.expand(len(order)).clone()  # of the sum over anchors of every text, squared
+    for j in range(anchors):
+        for k in range(j):
+            explained += 2 * (x[j] @ x[k].T)[order[:, j], order[:, k]].sum(1)
+    seen, *null = (explained / anchors / total).tolist()
+    chance = sum(null) / len(null)
+    p = (1 + sum(value >= seen for value in null)) / len(order)
+    return (seen - chance) / (1 - chance), p
 
 
 def gates(table: Table, subject: Subject, clusters: list[int]) -> Iterator[Row]:
