@@ -76,6 +76,17 @@ def test_decays_at_and_beyond_the_edge(backend, log_decay):
     assert_close(run(ssd, inputs, reset, grads, torch.float32, backend=backend), oracle, 1e-5)
 
 
+@pytest.mark.parametrize("total", [40.0, 42.0, 50.0, 59.0, 70.0])
+@every_backend
+def test_decays_of_half_a_chunk_from_mild_to_strong(backend, total):
+    """Two such halves meet between the middles of two chunks, and e^-88 is less than fp32 has."""
+    (x, dt, A, *rest), reset, grads = make(192, regime="trained", resets=False)
+    dt[:, :, 0] = -total / 32 / A[0]
+    inputs = (x, dt, A, *rest)
+    oracle = run(ssd_reference, inputs, reset, grads)
+    assert_close(run(ssd, inputs, reset, grads, torch.float32, backend=backend), oracle, 1e-5)
+
+
 @every_backend
 def test_resets_at_any_token(backend):
     """At the first and last tokens of sequence and chunks, in a row, and at every token."""
