@@ -10,7 +10,8 @@ import torch
 from diagnose.probes import planted
 from toys import randomized, small
 
-from groundthink.diagnose.probes.memory import half_life, memory, probed
+from groundthink.diagnose.probes.curves import half_life
+from groundthink.diagnose.probes.memory import memory, probed
 from groundthink.diagnose.probes.retention import retention
 from groundthink.diagnose.probes.tracer import PREFIX, WHOLE, choose, setting, trace
 from groundthink.errors import UserError

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from groundthink.diagnose.components import BRANCHES
+from groundthink.diagnose.probes.curves import (
+    bounds,
+    bounds_of,
+    half_life_of,
+    numbers,
+    over_distance,
+)
 from groundthink.diagnose.probes.information import PER_DIM, dims_for, information, leading
 from groundthink.diagnose.probes.registry import Row, probe
 from groundthink.diagnose.probes.retention import Retention, retention
@@ -109,12 +114,12 @@ def _recall(
     subject: Subject, facts: Facts, found: Trace, distances: list[int], clusters: list[int]
 ) -> Row:
     """Behaviour: gain in log-probability, and how often the planted value is the likeliest."""
-    gain = _over_distance(_gain(found), clusters)
+    gain = over_distance(_gain(found), clusters)
     right = found.log_p.argmax(3) == torch.arange(VALUES, device=found.log_p.device)
     return "recall", {
         "distances": distances,
-        "gain": _curve(gain),
-        "choice": _curve(_over_distance(right.float().mean(2), clusters)),
+        "gain": bounds_of(gain),
+        "choice": bounds_of(over_distance(right.float().mean(2), clusters)),
         "chance": 1 / VALUES,
         "half_life": half_life_of(gain, distances),
         "cues": [_text(subject, cue.tolist()) for cue in facts.cues],
@@ -129,7 +134,7 @@ def _reads(found: Trace, distances: list[int], clusters: list[int]) -> list[Row]
     for (layer, part), moved in found.moved.items():
         shares = [_share(found, (layer, part), i, clusters) for i in range(moved.shape[1])]
         fields = {"layer": layer, "part": part or "all", "distances": distances[1::2]}
-        rows.append(("read", {**fields, "share": _bounds(shares), "texts": len(moved)}))
+        rows.append(("read", {**fields, "share": bounds(shares), "texts": len(moved)}))
     return rows
 
 
@@ -155,8 +160,8 @@ def _sites(
     for i, (layer, branch) in enumerate(found.states):
         site = (layer, branch)
         share = predicted[site].kept.float().cpu()
-        known = _over_distance(bits[i], clusters)
-        kept = _over_distance(found.kept[site], clusters)
+        known = over_distance(bits[i], clusters)
+        kept = over_distance(found.kept[site], clusters)
         edges = torch.tensor([0.25, 0.5, 0.75])
         fields: dict[str, Any] = {
             "layer": layer,
@@ -164,13 +169,13 @@ def _sites(
             "distances": distances,
             "predicted": share.quantile(edges, dim=1).tolist(),
             "predicted_half_life": predicted[site].half_life.float().cpu().quantile(edges).tolist(),
-            "bits": _curve(known),
+            "bits": bounds_of(known),
             "control": control[i].mean(0).tolist(),
             "most_bits": math.log2(VALUES),
             "half_life": half_life_of(known, distances),
-            "kept": _curve(kept),
+            "kept": bounds_of(kept),
             "kept_half_life": half_life_of(kept, distances),
-            "write": _numbers(bootstrap_mean(found.written[site].cpu(), clusters)),
+            "write": numbers(bootstrap_mean(found.written[site].cpu(), clusters)),
         }
         rows.append(("memory", fields))
     return rows
@@ -196,59 +201,6 @@ def probed(states: dict[Site, Tensor], clusters: list[int]) -> tuple[Tensor, Ten
         for y in (planted, shuffled)
     )
     return bits, control
-
-
-def half_life(distances: Sequence[int], curve: Any) -> Any:
-    """Tokens from the fact until half of the highest value of a curve is left; infinite if more is
-    left at the last distance. Between distances the curve falls exponentially, to zero in a line.
-
-    Args:
-        curve: [D] or [D, resamples].
-    """
-    x = np.asarray(curve, dtype=np.float64)
-    at = np.asarray(distances, dtype=np.float64)
-    half = x.max(0) / 2
-    index = np.arange(len(x)).reshape(-1, *(1,) * (x.ndim - 1))
-    past = (x <= half) & (index > x.argmax(0))
-    first = np.maximum(past.argmax(0), 1)
-    before, after = (np.take_along_axis(x, np.asarray(i)[None], 0)[0] for i in (first - 1, first))
-    with np.errstate(all="ignore"):
-        curved = np.log(before / half) / np.log(before / after)
-        fall = np.where(after > 0, curved, (before - half) / (before - after))
-    tokens = at[first - 1] + fall * (at[first] - at[first - 1])
-    return np.where(past.any(0), tokens, np.inf)
-
-
-def half_life_of(curve: Paired, distances: list[int]) -> dict[str, Any] | None:
-    """Half-life of a curve with its interval, cut at the longest distance; None if the curve is
-    nowhere above zero."""
-    highest = max(curve.means, key=lambda name: curve.means[name])
-    if not curve.interval(lambda m: m[highest]).low > 0:
-        return None
-    longest = distances[-1]
-    found = curve.interval(lambda m: np.minimum(half_life(distances, list(m.values())), longest))
-    return {**_numbers(found), "longest": longest}
-
-
-def _over_distance(x: Tensor, clusters: list[int]) -> Paired:
-    """The columns of x [N, D], in order."""
-    return Paired({str(i): column.cpu() for i, column in enumerate(x.T)}, clusters)
-
-
-def _curve(paired: Paired) -> dict[str, list[float | None]]:
-    """The mean at every distance, with its interval."""
-    return _bounds([paired.interval(lambda m, name=name: m[name]) for name in paired.means])
-
-
-def _bounds(intervals: Sequence[Interval | None]) -> dict[str, list[float | None]]:
-    return {
-        name: [getattr(interval, name, None) for interval in intervals]
-        for name in ("value", "low", "high")
-    }
-
-
-def _numbers(interval: Interval) -> dict[str, float]:
-    return {name: getattr(interval, name) for name in ("value", "low", "high")}
 
 
 def _text(subject: Subject, ids: list[int]) -> str:

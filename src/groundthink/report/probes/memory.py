@@ -134,7 +134,7 @@ def _label(text: str, x: str, y: str, color: str) -> Json:
 def _curves(branch: str, rows: list[Record], recall: Record) -> Figure:
     """The three retentions of one branch on one axis, each over its highest value."""
     name, color = LOOKS[branch]
-    x = list(map(str, rows[0]["distances"]))
+    x: list[Any] = list(map(str, rows[0]["distances"]))
     low, middle, high = (
         [
             statistics.fmean(values)
@@ -178,7 +178,8 @@ def _relative(values: Sequence[float]) -> list[float]:
 
 
 def _recall(recall: Record) -> Figure:
-    gain, x = recall["gain"], list(map(str, recall["distances"]))
+    gain = recall["gain"]
+    x: list[Any] = list(map(str, recall["distances"]))
     traces = [line(x, gain["value"], "gain", INK, mode="lines+markers", error_y=_bars(gain))]
     at = recall["distances"].index(AT)
     sure = "" if (gain["low"][at] or 0) > 0 else ", which may be nothing"
