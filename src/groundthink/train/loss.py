@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from groundthink.layers.state import State
@@ -33,6 +33,19 @@ def predict(
         return nats(logits, targets), state  # pyright: ignore
     hidden, state = model.features(tokens, state, reset)
     return chunked_nats(hidden, model.head.weight, targets), state
+
+
+class Objective(nn.Module):
+    """`predict` as a module: parameters of its model can be replaced for the time of a call."""
+
+    def __init__(self, model: LanguageModel):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor, state: State | None, reset: Tensor
+    ) -> tuple[Tensor, State]:
+        return predict(self.model, tokens, targets, state, reset)
 
 
 def chunked_nats(hidden: Tensor, weight: Tensor, targets: Tensor, held: int = HELD) -> Tensor:

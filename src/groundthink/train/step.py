@@ -10,13 +10,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from groundthink.data.stream import Batch
 from groundthink.layers.state import State
 from groundthink.models.base import LanguageModel
 from groundthink.train.config import TrainConfig
 from groundthink.train.graph import Graph, recordable
-from groundthink.train.loss import predict
+from groundthink.train.half import castable, halves
+from groundthink.train.loss import Objective
 from groundthink.train.optim import adamw, component, set_lr, step_unless
 
 
@@ -59,9 +61,12 @@ class Outcome:
     observed: list[tuple[str, dict[str, Any]]]
 
 
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The autocast context of a precision; fp32 leaves everything as it is."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    dtype = HALF.get(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
@@ -86,6 +91,9 @@ class Stepper:
         self.state: State | None = None
         self.graphs: dict[tuple[int, ...], Graph] = {}
         self.prepared = not recordable(model, device)
+        self.objective = Objective(model)
+        # compiled blocks cast in their own kernels
+        self.castable = castable(model) if config.precision in HALF and not config.compile else []
 
     def step(
         self, number: int, batches: Sequence[Batch], observers: Sequence[Observer] = ()
@@ -190,10 +198,13 @@ class Stepper:
         self, batch: Batch, state: State | None, scored: Tensor | int
     ) -> tuple[Tensor, State | None]:
         """Forward and backward of one batch: the sum of its losses, and the state to carry on."""
+        cast = halves(self.model, self.castable, HALF.get(self.config.precision, torch.float32))
+        weights = {f"model.{name}": weight for name, weight in cast.items()}
+        inputs = batch.tokens, batch.targets, state, batch.reset
         with autocast(self.device, self.config.precision):
-            loss, state = predict(self.model, batch.tokens, batch.targets, state, batch.reset)
+            loss, new = functional_call(self.objective, weights, inputs, tie_weights=False)
         self.scaler.scale(loss / scored).backward()
-        return loss.detach(), state.detach() if self.carry else None
+        return loss.detach(), new.detach() if self.carry else None
 
     def _here(self, batch: Batch) -> Batch:
         return Batch(*(x.to(self.device, non_blocking=True) for x in batch))

@@ -1,0 +1,50 @@
+"""Matrices cast once a pass give what autocast gives casting them one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toys import randomized, small
+
+from groundthink.data.stream import Batch
+from groundthink.models.build import build
+from groundthink.ops.testing import relative_rms
+from groundthink.train.config import TrainConfig
+from groundthink.train.half import castable, halves
+from groundthink.train.step import Stepper
+
+pytestmark = pytest.mark.tiny
+
+
+def test_copies_are_aligned_and_gradients_come_back_in_full():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2), torch.nn.Linear(2, 1))
+    assert castable(model) == ["0.weight", "1.weight"]
+    cast = halves(model, castable(model), torch.bfloat16)
+    weight = cast["1.weight"]
+    assert torch.equal(weight, model[1].weight.bfloat16())
+    assert weight.data_ptr() - cast["0.weight"].data_ptr() == 128
+    weight.square().sum().backward()
+    expected = 2 * model[1].weight.bfloat16().float()
+    torch.testing.assert_close(model[1].weight.grad, expected.detach())
+    assert model[0].weight.grad is None
+
+
+@pytest.mark.parametrize("name", ["gf-mh", "gpt2"])
+def test_a_step_is_the_one_of_autocast_alone(name):
+    tokens = torch.randint(90, (2, 13))
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.zeros(2, 12, dtype=torch.bool))
+    steps = []
+    for names in (None, []):
+        stepper = Stepper(
+            randomized(build(small(name), vocab_size=90)),
+            TrainConfig(precision="bf16"),
+            torch.device("cpu"),
+            name != "gpt2",
+        )
+        assert "blocks.0.norm1.weight" not in stepper.castable and stepper.castable
+        stepper.castable = stepper.castable if names is None else names
+        outcome = stepper.step(1, [batch])
+        gradients = [p.grad for p in stepper.model.parameters()]
+        steps.append((outcome.loss, torch.cat([g.flatten() for g in gradients])))
+    assert steps[0][0] == pytest.approx(steps[1][0], rel=1e-3)
+    assert relative_rms(steps[0][1], steps[1][1]) <= 2e-2
