@@ -58,6 +58,13 @@ def test_short_spellings_mean_the_long_ones():
     assert words("--amp", "--log-states").train.precision == "bf16"
 
 
+def test_a_hyphen_is_an_underscore_and_a_switch_alone_is_true():
+    spelled = words("--train.log-states", "--train.seq-len", "32")
+    assert spelled == words("--train.log_states", "true", "--train.seq_len=32")
+    assert not words("--train.log-states", "false").train.log_states
+    assert words("--data.corpus=my-text.txt").data.corpus == "my-text.txt"
+
+
 @pytest.mark.parametrize("given", ["0.1,0.2", "[0.1,0.2]"])
 def test_a_list_may_go_without_brackets(given):
     expected = (0.1, 0.2)

@@ -55,6 +55,13 @@ VERBS = {
         "run",
         "probes",
     ),
+    "compare": Verb(
+        "two runs side by side with paired intervals; --assert-equal for refactors",
+        "groundthink.diagnose.config:Compare",
+        "groundthink.lab.comparing:run",
+        "a",
+        "b",
+    ),
     "report": Verb(
         "one offline HTML file from a run's records",
         "groundthink.lab.config:Report",
@@ -76,13 +83,19 @@ VERBS = {
     "bench model": Verb(
         "B1 throughput, B2 memory, B3 stability, and the one-change matrix",
         "groundthink.bench.config:BenchModel",
-        "groundthink.bench.model:run",
+        "groundthink.lab.benching:model",
         "model",
     ),
     "bench ops": Verb(
-        "the recurrences against their reference loops",
+        "the recurrences beside other forms and other projects' operators",
         "groundthink.bench.config:BenchOps",
         "groundthink.bench.ops:run",
+    ),
+    "bench decode": Verb(
+        "one token at a time, early and late in a text",
+        "groundthink.bench.config:BenchDecode",
+        "groundthink.bench.decode:run",
+        "model",
     ),
     "doctor": Verb(
         "device, backends, precision, disk, versions: what works here",

@@ -115,17 +115,26 @@ def keys(cls: type) -> list[str]:
     return [name for name, _ in leaves(cls)]
 
 
-def _bracketed(cls: type, argv: Sequence[str]) -> list[str]:
-    """The words with lists in brackets: --only G1,G2 is --only=[G1,G2]."""
-    lists = {f"--{name}" for name, kind in leaves(cls) if typing.get_origin(kind) is tuple}
-    out, words = [], iter(argv)
-    for word in words:
+def _spelled(cls: type, argv: Sequence[str]) -> list[str]:
+    """The words as the parser takes them: --only G1,G2 is --only=[G1,G2], --save-state is
+    --save_state, and a switch alone is true."""
+    kinds = {f"--{name}": typing.get_origin(kind) or kind for name, kind in leaves(cls)}
+    out, words = [], list(argv)
+    while words:
+        word = words.pop(0)
         flag, equals, value = word.partition("=")
-        if flag in lists:
-            value = value if equals else next(words, "")
-            out.append(f"{flag}={value}" if value.startswith("[") else f"{flag}=[{value}]")
-        else:
+        if not flag.startswith("--"):
             out.append(word)
+            continue
+        flag = "--" + flag[2:].replace("-", "_")
+        if kinds.get(flag) is tuple:
+            value = value if equals else "".join(words[:1])
+            words = words if equals else words[1:]
+            out.append(f"{flag}={value}" if value.startswith("[") else f"{flag}=[{value}]")
+        elif kinds.get(flag) is bool and not equals and words[:1] not in (["true"], ["false"]):
+            out.append(f"{flag}=true")
+        else:
+            out.append(flag + equals + value)
     return out
 
 
@@ -171,13 +180,14 @@ def parse(
         values = read_yaml(file)
         from_dict(cls, values, str(file))
         layers = merge(layers, values)
-    flags = [word.split("=")[0] for word in argv if word.startswith("--") and word != "--help"]
+    words = _spelled(cls, argv)
+    flags = [word.split("=")[0] for word in words if word.startswith("--") and word != "--help"]
     for flag in flags:
         if flag[2:] not in set(keys(cls)):
             raise _unknown_key(prog, flag, [f"--{key}" for key in keys(cls)])
     parser.set_defaults(flatten(layers))
     try:
-        parsed = parser.parse_args(_bracketed(cls, argv))
+        parsed = parser.parse_args(words)
     except argparse.ArgumentError as error:
         raise UserError(f"{prog}: {' '.join(str(error).split())}") from error
     return from_dict(cls, parsed.as_dict(), prog)

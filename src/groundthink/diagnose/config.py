@@ -1,4 +1,4 @@
-"""Configs of `groundthink check` and `groundthink probe`."""
+"""Configs of `groundthink check`, `probe` and `compare`."""
 
 from __future__ import annotations
 
@@ -35,5 +35,24 @@ class ProbeRun:
     """Stretches of text, or pairs, that a probe reads."""
     allow_untrained: bool = False
     """Also look at an untrained model; every note then says so."""
+    device: str = "auto"
+    """cpu, cuda, ...; auto takes the GPU if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Put two runs side by side."""
+
+    a: str = ""
+    """Run folder, or a checkpoint in one."""
+    b: tuple[str, ...] = ()
+    """The other."""
+    data: str = ""
+    """Corpus to read instead of the held-out text of A: a file, folder, glob or name."""
+    samples: int = 64
+    """Stretches of text that both read."""
+    assert_equal: bool = False
+    """Only say in what training records or weights they differ to the last bit; exit code 1 if they
+    do. For changes that must not change anything."""
     device: str = "auto"
     """cpu, cuda, ...; auto takes the GPU if there is one."""

@@ -79,7 +79,7 @@ def run_gates(
     if untrained and needing and not allow_untrained:
         raise UserError(
             f"the model is untrained, and {', '.join(needing)} mean nothing before training; "
-            "train it, choose other gates with --only, or give --allow_untrained"
+            "train it, choose other gates with --only, or give --allow-untrained"
         )
     findings = [finding for entry in gates for finding in entry(subject)]
     if not untrained:

@@ -141,13 +141,14 @@ def subject_of(
     """The last checkpoint of a run with its records and its validation text.
 
     Args:
+        run: folder of a run, or of one of its checkpoints.
         data: a corpus to read instead of the run's own, with the run's tokenizer.
 
     Raises:
         UserError: no run there, a damaged file, no tokenizer, or too little held-out text.
     """
-    folder = Path(run)
-    checkpoint = pretrained.model_folder(folder)
+    checkpoint = pretrained.model_folder(run)
+    folder = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else Path(run)
     values = configs.read_yaml(folder / "config.yaml")
     if "train" not in values:
         raise UserError(f"{folder} is a model without its run; give a folder of runs/ instead")

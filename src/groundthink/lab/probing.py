@@ -39,14 +39,14 @@ def run(config: ProbeRun) -> int:
     if subject.steps < 1 and not config.allow_untrained:
         raise UserError(
             "the model is untrained, so there is nothing to find in it; "
-            "train it, or give --allow_untrained"
+            "train it, or give --allow-untrained"
         )
     findings, titles = [], {id: gate.title for id, gate in GATES.items()}
     for name in config.probes or PROBES:
         probe = getattr(import_module(f"groundthink.diagnose.probes.{name}"), name)
         start = time.perf_counter()
         rows = with_caution(probe(subject), subject)
-        path = save(folder, name, rows, subject)
+        path = save(subject, name, rows)
         print(f"{name}: {probe.title}, {time.perf_counter() - start:.0f} s -> {path}", flush=True)
         findings += [finding_of(row) for kind, row in rows if kind == "finding"]
         titles[name] = probe.title
@@ -65,11 +65,12 @@ def with_caution(rows: Iterable[Row], subject: Subject) -> list[Row]:
     ]
 
 
-def save(folder: Path, name: str, rows: Iterable[Row], subject: Subject) -> Path:
+def save(subject: Subject, name: str, rows: Iterable[Row]) -> Path:
     """Write RUN/results/NAME.jsonl in place of an earlier one, whole or not at all."""
     from groundthink.records import Records, environment
 
-    path = folder / "results" / f"{name}.jsonl"
+    assert subject.folder is not None
+    path = subject.folder / "results" / f"{name}.jsonl"
     unfinished = path.with_suffix(".tmp")
     unfinished.unlink(missing_ok=True)
     about = {"step": subject.steps, "seed": subject.seed, "samples": subject.samples}

@@ -144,14 +144,13 @@ def _checkpoints(subject: Subject) -> Iterator[Row]:
     """CKA of the states of the other checkpoints of the run with those of the subject."""
     if subject.folder is None or not branches(subject.model):
         return
-    this = pretrained.model_folder(subject.folder)
-    others = [folder for folder in sorted(this.parent.glob("step-*")) if folder != this]
+    found = {f: pretrained.read_meta(f)["step"] for f in subject.folder.glob("checkpoints/step-*")}
+    others = {folder: step for folder, step in sorted(found.items()) if step != subject.steps}
     text, _ = subject.stretches(subject.samples, subject.train_length)
     mine = next(turn_states(subject.model, text, subject.train_length))
-    for folder in others:
+    for folder, step in others.items():
         model, _ = pretrained.load(folder, device=subject.device)
         theirs = next(turn_states(model, text, subject.train_length))
-        step = pretrained.read_meta(folder)["step"]
         for where, states in mine.items():
             yield (
                 "checkpoint",
