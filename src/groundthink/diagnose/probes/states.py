@@ -61,7 +61,7 @@ def place(name: str) -> dict[str, Any]:
     return {"layer": int(layer), **({"branch": branch[0]} if branch else {})}
 
 
-def ends(interval: Interval, name: str = "value") -> dict[str, float]:
+def ends(interval: Interval, name: str) -> dict[str, float]:
     """An interval as fields of a record."""
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
@@ -181,7 +181,7 @@ def growing(subject: Subject) -> Iterator[Row]:
         yield "finding", finding.record()
     loss = [bootstrap_mean(x.numpy(), grown.clusters) for x in grown.loss.T]
     bounds = {"low": [x.low for x in loss], "high": [x.high for x in loss]}
-    values = {"loss": [x.value for x in loss], **bounds, "rise": grown.rise.value}
+    values = {"loss": [x.value for x in loss], **bounds, **ends(grown.rise, "rise")}
     yield "length", {"start": grown.start, "tokens": grown.stops, **values}
 
 
@@ -221,9 +221,9 @@ def mixing(subject: Subject) -> Iterator[Row]:
     def above(alpha: float) -> Interval:
         return paired.interval(lambda m: m[str(alpha)] - alpha * m["1.0"] - (1 - alpha) * m["0.0"])
 
-    curve = [paired.interval(lambda m, a=a: m[str(a)]) for a in ALPHAS]
+    curve = [paired.interval(lambda m, a=a: m[str(a)] - m["1.0"]) for a in ALPHAS]
     bounds = {"low": [x.low for x in curve], "high": [x.high for x in curve]}
-    yield "between", {"alpha": list(ALPHAS), "loss": [x.value for x in curve], **bounds}
+    yield "between", {"alpha": list(ALPHAS), "extra": [x.value for x in curve], **bounds}
     worst = max(ALPHAS[1:-1], key=lambda alpha: above(alpha).value)
     yield found("interpolation barrier", above(worst), f"at {worst:g} of its own state")
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from groundthink.records import Record
 from groundthink.report.plot import (
-    COMPONENTS,
     INK,
     MUTED,
     Figure,
@@ -20,16 +19,10 @@ from groundthink.report.plot import (
     log_axis,
     stacked,
 )
+from groundthink.report.probes.state_maps import LOOKS, Branches, mean, ranks, retention, said
 from groundthink.report.run import Kinds
-from groundthink.report.series import known
 from groundthink.report.shell import Section
 from groundthink.report.text import count, percent, sig
-
-LOOKS = {key: (name, color) for key, name, color in COMPONENTS[:2]}
-DISTANCES = (1, 4, 16, 64, 256, 1024, 4096)
-"""Tokens after which the retention map shows what is left."""
-Branches = dict[str, list[Record]]
-"""Branch -> its records, one a layer."""
 
 
 def section(rows: Kinds) -> Section:
@@ -39,8 +32,8 @@ def section(rows: Kinds) -> Section:
     figures = [
         _along(branches(rows["along"])),
         _constants(branches(rows["tau"])),
-        _retention(branches(rows["tau"])),
-        _ranks(branches(rows["along"])),
+        retention(branches(rows["tau"])),
+        ranks(branches(rows["along"])),
         *_growth(branches(rows.get("growth", [])), rows.get("length", [])),
         _writes(branches(rows["state"])),
         _inputs(branches(rows["state"])),
@@ -57,16 +50,6 @@ def branches(rows: Sequence[Record]) -> Branches:
     """Records by branch, RWKV-6 first, in the order of the layers."""
     found = {key: [row for row in rows if row["branch"] == key] for key in LOOKS}
     return {key: mine for key, mine in found.items() if mine}
-
-
-def said(values: dict[str, str]) -> str:
-    """What holds for each branch, in words: 0.9 in RWKV-6 and 0.7 in Mamba-2."""
-    return " and ".join(f"{value} in {LOOKS[branch][0]}" for branch, value in values.items())
-
-
-def mean(values: Sequence[float | None]) -> float | None:
-    """Mean of what is known."""
-    return statistics.fmean(known(values)) if known(values) else None
 
 
 def _along(rows: Branches) -> Figure:
@@ -106,10 +89,10 @@ def _constants(rows: Branches) -> Figure:
         name, color = LOOKS[branch]
         for row in layers:
             faint = {"width": 1, "opacity": 0.3, "showlegend": False, "hoverinfo": "skip"}
-            traces.append(line(*_survival(row["tokens"]), name, color, **faint))
+            traces.append(_steps(*_survival(row["tokens"]), name, color, **faint))
         every = [tau for row in layers for tau in row["tokens"]]
         hover = f"{name}: %{{y:.0%}} keep longer than %{{x:.3~g}} tokens<extra></extra>"
-        traces.append(line(*_survival(every), name, color, hovertemplate=hover))
+        traces.append(_steps(*_survival(every), name, color, hovertemplate=hover))
         middle[branch] = f"{sig(statistics.median(every), 2)} tokens"
     title = f"The median time constant is {said(middle)}"
     caption = (
@@ -124,84 +107,14 @@ def _constants(rows: Branches) -> Figure:
     return Figure("states-constants", title, caption, traces, layout)
 
 
+def _steps(x: Sequence[float], y: Sequence[float], name: str, color: str, **more: Any) -> Json:
+    trace = line(x, y, name, color, **more)
+    return {**trace, "line": {**trace["line"], "shape": "hv"}}
+
+
 def _survival(taus: Sequence[float]) -> tuple[list[float], list[float]]:
     x = sorted(taus)
     return [x[0], *x], [1.0, *(1 - (i + 1) / len(x) for i in range(len(x)))]
-
-
-def _maps(
-    rows: Branches, cells: dict[str, list[list[float | None]]], x: list[str], hover: str
-) -> tuple[list[Json], Json]:
-    """A map for each branch side by side, layers up, in the colour of the branch; 0 to 1."""
-    traces: list[Json] = []
-    layout: Json = {"hovermode": "closest", "annotations": [], "margin": {"t": 34}}
-    width = 1 / len(rows)
-    for i, (branch, layers) in enumerate(rows.items()):
-        name, color = LOOKS[branch]
-        suffix = str(i + 1) if i else ""
-        numbers = [row["layer"] for row in layers]
-        traces.append(
-            {
-                "type": "heatmap",
-                "x": x,
-                "y": numbers,
-                "z": cells[branch],
-                "zmin": 0,
-                "zmax": 1,
-                "xaxis": f"x{suffix}",
-                "yaxis": f"y{suffix}",
-                "colorscale": [(0, "var(--even)"), (1, color)],
-                "showscale": False,
-                "showlegend": False,
-                "text": [[percent(value) for value in row] for row in cells[branch]],
-                "texttemplate": "%{text}" if len(x) * len(numbers) <= 140 else "",
-                "hovertemplate": f"layer %{{y}} of {name}, {hover}<extra></extra>",
-            }
-        )
-        domain = [i * width + (0.04 if i else 0), (i + 1) * width]
-        ticks = {"dtick": 1 if len(numbers) <= 16 else None, "showgrid": False}
-        layout[f"xaxis{suffix}"] = axis("tokens", type="category", domain=domain, tickangle=0)
-        anchored = {"anchor": f"x{suffix}", "domain": [0, 1]}
-        layout[f"yaxis{suffix}"] = axis("" if i else "layer", **ticks, **anchored)
-        note = {"text": name, "showarrow": False, "font": {"color": color, "size": 13}}
-        place = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
-        layout["annotations"].append({**note, **place, "x": domain[0], "y": 1})
-    return traces, layout
-
-
-def _retention(rows: Branches) -> Figure:
-    """What is left of a write after each distance, mean over channels, by layer and branch."""
-    cells = {
-        branch: [
-            [statistics.fmean(math.exp(-d / tau) for tau in row["tokens"]) for d in DISTANCES]
-            for row in layers
-        ]
-        for branch, layers in rows.items()
-    }
-    far = DISTANCES.index(256)
-    kept = {b: (max(row[far] for row in layers), layers) for b, layers in cells.items()}
-    best = {
-        b: f"{percent(most)} (layer {rows[b][[row[far] for row in layers].index(most)]['layer']})"
-        for b, (most, layers) in kept.items()
-    }
-    title = f"Of a write, at most {said(best)} is left after 256 tokens"
-    caption = "What decays leave of a write after as many tokens, mean over channels or heads."
-    traces, layout = _maps(rows, cells, [count(d) for d in DISTANCES], "after %{x}: %{text} left")
-    return Figure("states-retention", title, caption, traces, layout, height=360, wide=True)
-
-
-def _ranks(rows: Branches) -> Figure:
-    """Effective rank over the rank there can be, along the text, by layer and branch."""
-    cells = {branch: [row["rank"] for row in layers] for branch, layers in rows.items()}
-    tokens = [count(t) for t in next(iter(rows.values()))[0]["tokens"]]
-    last = {b: percent(mean([row[-1] for row in layers])) for b, layers in cells.items()}
-    title = f"States use {said(last)} of the rank they have"
-    caption = (
-        "Effective rank, the exponential of the entropy of the singular values, over the full "
-        "rank; near 0 the state has collapsed to one direction, near 1 it looks like noise."
-    )
-    traces, layout = _maps(rows, cells, tokens, "%{x} tokens: %{text} of the rank")
-    return Figure("states-rank", title, caption, traces, layout, height=360, wide=True)
 
 
 def _growth(rows: Branches, length: list[Record]) -> list[Figure]:
@@ -221,7 +134,8 @@ def _growth(rows: Branches, length: list[Record]) -> list[Figure]:
     most = max((row for layers in rows.values() for row in layers), key=lambda r: r["exponent"])
     mark = {"type": "line", "x0": start, "x1": start, "yref": "paper", "y0": 0, "y1": 1}
     mark["line"] = {"color": MUTED, "width": 1.25, "dash": "dot"}
-    shared = {"xaxis": axis("tokens read", type="log", tickformat=",~f"), "shapes": [mark]}
+    doubles = {"tick0": math.log10(start), "dtick": math.log10(2), "tickformat": ",.0f"}
+    shared = {"xaxis": axis("tokens read", type="log", **doubles), "shapes": [mark]}
     title = (
         f"{LOOKS[most['branch']][0]} of layer {most['layer']} grows fastest, "
         f"as t to the {sig(most['exponent'], 2)}"
@@ -229,20 +143,28 @@ def _growth(rows: Branches, length: list[Record]) -> list[Figure]:
     caption = "RMS of every state over its own at the training length, which is dotted; at 0 the "
     caption += "exponent is that of a state that has filled."
     sizes = {**shared, "hovermode": "closest", "yaxis": log_axis("times its size there", traces)}
-    rise = length[0]["rise"]
-    costs = "costs" if rise > 0 else "saves"
+    rise, low, high = (length[0][key] for key in ("rise", "rise_low", "rise_high"))
+    title_of_loss = "Context beyond the training length neither costs nor saves measurably"
+    if low > 0 or high < 0:
+        costs = "costs" if rise > 0 else "saves"
+        title_of_loss = f"Context beyond the training length {costs} {sig(abs(rise), 2)} nats"
     losses = band(tokens, length[0]["loss"], length[0]["low"], length[0]["high"], "loss", INK)
     return [
         Figure("states-growth", title, caption, traces, sizes),
         Figure(
             "states-length",
-            f"Context beyond the training length {costs} {sig(abs(rise), 2)} nats per token",
-            "Line: loss of the tokens at each place of a text. The title compares the last tokens "
-            "after the whole text and after one training length.",
+            title_of_loss,
+            "Loss of the tokens at each place of a text, with intervals over texts. The title is "
+            "of the last tokens: after the whole text against after one training length, "
+            f"{_signed(rise)} nats, {_signed(low)} to {_signed(high)}.",
             losses,
             {**shared, "yaxis": axis("nats per token"), "showlegend": False},
         ),
     ]
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "") + sig(value, 2)
 
 
 def band(
@@ -339,7 +261,8 @@ def _superposition(rows: Branches) -> Figure:
     """How far the state after two texts is from the sum of what each made, by layer."""
     last = {b: percent(layers[-1]["residual"]) for b, layers in rows.items()}
     first = max(layers[0]["residual"] for layers in rows.values())
-    title = f"States add up to {sig(first, 2)} in the first layer; the last is off by {said(last)}"
+    exactly = "exactly" if first < 1e-5 else f"but for {sig(first, 2)}"
+    title = f"States add up {exactly} in the first layer; in the last they miss {said(last)}"
     caption = "Distance of the state after a and b from what b keeps of a's plus what b writes "
     caption += "alone, over its size: exact in the first layer, elsewhere what lower layers told."
     traces = _layered(rows, "residual", "residual_low", "residual_high")
@@ -368,18 +291,17 @@ def _edits(rows: list[Record]) -> Figure:
 
 def _mixtures(row: Record) -> Figure:
     """Loss from states between two, and the straight line."""
-    x, y = row["alpha"], row["loss"]
+    x, y = row["alpha"], row["extra"]
     chord = line([x[0], x[-1]], [y[0], y[-1]], "straight line", MUTED, dash="dot", width=1.5)
     above = [value - (1 - a) * y[0] - a * y[-1] for a, value in zip(x, y, strict=True)]
     barrier = max(above[1:-1])
-    lies = "above" if barrier > 0 else "below"
-    title = f"States mix smoothly: at most {sig(abs(barrier), 2)} nats {lies} the straight line"
-    if barrier > 0.05:
+    title = "Between two states lies no barrier: the loss stays below the straight line"
+    if barrier > 0:
         title = f"Between two states lies a barrier of {sig(barrier, 2)} nats"
     caption = (
-        "Loss of a text's rest when it goes on from a mixture of its own state (1) and another "
-        "text's (0), with intervals over texts."
+        "What it costs a text to go on from a mixture of its own state (1) and another text's (0), "
+        "over its own, with intervals over texts; a hump would be a barrier between them."
     )
     traces = [*band(x, y, row["low"], row["high"], "mixed state", INK), chord]
-    layout = {"xaxis": axis("share of its own state"), "yaxis": axis("nats per token")}
+    layout = {"xaxis": axis("share of its own state"), "yaxis": axis("extra nats per token")}
     return Figure("states-mixtures", title, caption, traces, layout)
