@@ -29,10 +29,9 @@ def tokens(tensor: Tensor, steps: int) -> Tensor:
     return tensor.transpose(2, 3).flatten(1, 2).flatten(2, 3)[:, :steps]
 
 
-def columns(state: Tensor, groups: int) -> Tensor:
-    """[B, H, P, N] -> [b g n rp]."""
-    batch, heads, _, size = state.shape
-    return state.reshape(batch, groups, -1, size).mT
+def by_group(state: Tensor, groups: int) -> Tensor:
+    """[B, H, P, N] -> [b g rp n]."""
+    return state.unflatten(1, (groups, -1)).flatten(2, 3)
 
 
 def documents(reset: Tensor) -> Tensor:
@@ -41,6 +40,6 @@ def documents(reset: Tensor) -> Tensor:
 
 
 def states_shape(x: Tensor, B: Tensor) -> tuple[int, int, int, int, int]:
-    """Of a state a chunk [b c g n rp], for x [B, T, H, P] and B [B, T, G, N]."""
+    """Of a state a chunk [b c g rp n], for x [B, T, H, P] and B [B, T, G, N]."""
     batch, steps, heads, size = x.shape
-    return batch, -(-steps // CHUNK), B.shape[2], B.shape[3], heads // B.shape[2] * size
+    return batch, -(-steps // CHUNK), B.shape[2], heads // B.shape[2] * size, B.shape[3]

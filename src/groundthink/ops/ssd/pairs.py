@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from groundthink.ops.ssd.layout import chunks, columns, documents, tokens
+from groundthink.ops.ssd.layout import by_group, chunks, documents, tokens
 
 FORGOTTEN = -1024.0
 """Log decay below which nothing is left in fp64 either; sums of it stay exact in fp32."""
@@ -27,13 +27,13 @@ FORGOTTEN = -1024.0
 def forward(x, dt, A, B, C, D, state, reset) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, the state after, and for the gradient the states before the chunks and y less its skip."""
     q = _prepare(x, dt, A, B, C, reset)
-    states = q.B.mT @ q.x_end.flatten(-2)  # [b c g n rp]
-    final = _carry(columns(state, B.shape[2]), states.unbind(1), q.whole.unbind(1))
-    y = (q.C @ states).view_as(q.x_end).mul_(q.start)
+    states = q.x_end.flatten(-2).mT @ q.B  # [b c g rp n]
+    final = _carry(by_group(state, B.shape[2]), states.unbind(1), q.whole.unbind(1))
+    y = (q.C @ states.mT).view_as(q.x_end).mul_(q.start)
     y.add_((q.pair.mul_(q.CB[:, :, :, None]) @ q.x_dt).transpose(3, 4))
     core = tokens(y, x.shape[1]).contiguous()
     y = core.clone() if D is None else torch.addcmul(core, x, D[:, None])
-    return y, final.mT.reshape(state.shape).contiguous(), states, core
+    return y, final.reshape(state.shape), states, core
 
 
 def gradients(x, dt, A, B, C, D, reset, states, dy, dfinal) -> tuple[Tensor, ...]:
@@ -41,21 +41,21 @@ def gradients(x, dt, A, B, C, D, reset, states, dy, dfinal) -> tuple[Tensor, ...
     q = _prepare(x, dt, A, B, C, reset)
     dyc = chunks(dy, B.shape[2])
     dy_start, x_end = (dyc * q.start).flatten(-2), q.x_end.flatten(-2)
-    dstates = q.C.mT @ dy_start
-    dstate = _carry(columns(dfinal, B.shape[2]), dstates.unbind(1)[::-1], q.whole.unbind(1)[::-1])
+    dstates = dy_start.mT @ q.C
+    dstate = _carry(by_group(dfinal, B.shape[2]), dstates.unbind(1)[::-1], q.whole.unbind(1)[::-1])
 
     dyc = dyc.transpose(3, 4).contiguous()
     dpair = (dyc @ q.x_dt.mT).mul_(q.pair)
     dCB = dpair.sum(3).mul_(q.mask)
     pairs = dpair.mul_(q.CB[:, :, :, None])
-    dB = (dCB.mT @ q.C).add_(x_end @ dstates.mT)
-    dC = (dCB @ q.B).add_(dy_start @ states.mT)
+    dB = (dCB.mT @ q.C).add_(x_end @ dstates)
+    dC = (dCB @ q.B).add_(dy_start @ states)
 
     heads = q.x_end.shape[-2:]
-    dx_end = q.B @ dstates
-    reads = (q.C @ states).mul_(dy_start).unflatten(-1, heads).sum(-1)
+    dx_end = q.B @ dstates.mT
+    reads = (q.C @ states.mT).mul_(dy_start).unflatten(-1, heads).sum(-1)
     writes = x_end.mul_(dx_end).unflatten(-1, heads).sum(-1)
-    through = dstates.mul_(states).unflatten(-1, heads).sum((-3, -1)) * q.start[..., -1, :, 0]
+    through = dstates.mul_(states).unflatten(-2, heads).sum((-2, -1)) * q.start[..., -1, :, 0]
     dlog = _across(pairs, reads.mT, writes.mT, through).mT  # [b c g l r]
     dx_dt = dx_end.unflatten(-1, heads).mul_(q.end)
     dx_dt.add_((q.pair.mul_(q.CB[:, :, :, None]).mT @ dyc).transpose(3, 4))
@@ -68,7 +68,7 @@ def gradients(x, dt, A, B, C, D, reset, states, dy, dfinal) -> tuple[Tensor, ...
     dx = dx_dt.mul_(dt[..., None])
     if D is not None:
         dx.addcmul_(dy, D[:, None])
-    return dx, ddt, dA, dB, dC, dD, dstate.mT.reshape(dfinal.shape)
+    return dx, ddt, dA, dB, dC, dD, dstate.reshape(dfinal.shape)
 
 
 class _Prepared(NamedTuple):
@@ -81,7 +81,7 @@ class _Prepared(NamedTuple):
     pair: Tensor  # exp(a_t - a_s) [b c g r t s]
     start: Tensor  # exp(a_t) [b c g l r 1]
     end: Tensor  # exp(a_L - a_s) [b c g l r 1]
-    whole: Tensor  # exp(a_L) [b c g 1 rp]
+    whole: Tensor  # exp(a_L) [b c g rp 1]
 
 
 def _prepare(x, dt, A, B, C, reset) -> _Prepared:
@@ -105,7 +105,7 @@ def _prepare(x, dt, A, B, C, reset) -> _Prepared:
         start.mul_(document == 0)
         end.mul_(document == document[..., -1:, :])
     CB = (C @ B.mT).mul_(mask)
-    whole = start[..., -1:, :, None].expand_as(x[..., -1:, :, :]).flatten(-2)
+    whole = start[..., -1, :, None].expand_as(x[..., -1, :, :]).flatten(-2)[..., None]
     start, end = start[..., None], end[..., None]
     x_dt = dt_by_head * x.transpose(3, 4)  # the first operand gives the layout
     return _Prepared(x_dt, x * (dt * end), B, C, mask, CB, pair, start, end, whole)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from groundthink.ops.cuts import Cuts
 from groundthink.ops.fused import Operator, differentiable, full_precision, room
 from groundthink.ops.wkv6 import segment
-from groundthink.ops.wkv6.segment import Cells, Cuts
+from groundthink.ops.wkv6.segment import Cells
 
 LENGTH = 32
 """Tokens in a chunk, a power of two; fewer for shorter sequences."""

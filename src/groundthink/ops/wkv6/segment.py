@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from groundthink.ops.cuts import Cuts
 from groundthink.ops.wkv6.intra import Scheme, by_chunk, matmul_nt, rows, scheme
 
 
@@ -26,44 +27,6 @@ class Cells(NamedTuple):
     k: Tensor
     v: Tensor
     log_w: Tensor
-
-
-class Cuts(NamedTuple):
-    """What the resets separate in the chunks that hold one, M of the rows."""
-
-    at: Tensor
-    """[M] their rows."""
-    unseen: Tensor
-    """[M, L, 1] tokens that no longer see the state that entered the chunk."""
-    lost: Tensor
-    """[M, L, 1] tokens whose writes do not reach the end of the chunk."""
-    apart: Tensor
-    """[M, L, L] pairs of tokens with a reset between them."""
-    whole: Tensor
-    """bool [N, B, 1, 1, 1] chunks without a reset, which the state passes."""
-
-    @classmethod
-    def of(cls, reset: Tensor, heads: int) -> Cuts:
-        """From the resets [N, B, L] of the chunks."""
-        cut = reset.any(-1)
-        chunk, batch = cut.nonzero(as_tuple=True)
-        at = (chunk * cut.shape[1] + batch)[:, None] * heads
-        count = reset[chunk, batch].cumsum(1).repeat_interleave(heads, 0)
-        return cls(
-            at=(at + torch.arange(heads, device=at.device)).flatten(),
-            unseen=(count != 0)[..., None],
-            lost=(count != count[:, -1:])[..., None],
-            apart=count[:, :, None] != count[:, None, :],
-            whole=~cut[..., None, None, None],
-        )
-
-    def clear(self, x: Tensor, mask: Tensor) -> None:
-        """Zero what a mask hides in rows."""
-        x[self.at] = x[self.at].masked_fill(mask, 0)
-
-    def sum_again(self, out: Tensor, a: Tensor, b: Tensor, mask: Tensor) -> None:
-        """out = a^T b without the tokens that the mask hides."""
-        out[self.at] = torch.bmm(a[self.at].mT, b[self.at].masked_fill(mask, 0))
 
 
 def forward(
