@@ -9,11 +9,12 @@ from toys import randomized, small
 from groundthink import build
 from groundthink.errors import UserError
 from groundthink.models.decode import Decoder
+from groundthink.models.recording import Recording
 from groundthink.ops import ssd, wkv6
 from groundthink.ops.fused import overwriting
 
-CUDA = torch.cuda.is_available()
-every = pytest.mark.parametrize("variant", ["gf", "hgf", "rwkv6", "mamba2", "gpt2"])
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+every = pytest.mark.parametrize("variant", ["gf", "hgf", "ws", "cp", "rwkv6", "mamba2", "gpt2"])
 
 
 def make(variant: str, device: str = "cpu"):
@@ -21,9 +22,8 @@ def make(variant: str, device: str = "cpu"):
 
 
 def texts(steps: int, batch: int = 3, device: str = "cpu", vocab: int = 50) -> torch.Tensor:
-    return torch.randint(vocab, (batch, steps), generator=torch.Generator().manual_seed(1)).to(
-        device
-    )
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(vocab, (batch, steps), generator=generator).to(device)
 
 
 def same(state, other) -> bool:
@@ -33,13 +33,18 @@ def same(state, other) -> bool:
 
 @pytest.mark.tiny
 @every
-def test_steps_are_those_of_the_model_to_the_last_bit(variant):
-    model, tokens = make(variant), texts(9)
-    decoder = Decoder(model, 3)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_are_those_of_the_model_to_the_last_bit(variant, dtype):
+    check_steps(make(variant).to(dtype), texts(9), 4)
+
+
+def check_steps(model, tokens, prompt):
+    """A decoder against the model, after a prompt."""
+    decoder = Decoder(model, len(tokens))
     with torch.inference_mode():
-        prompt, state = model(tokens[:, :4])
-        assert torch.equal(decoder.read(tokens[:, :4]), prompt[:, -1])
-        for t in range(4, 9):
+        logits, state = model(tokens[:, :prompt])
+        assert torch.equal(decoder.read(tokens[:, :prompt]), logits[:, -1])
+        for t in range(prompt, tokens.shape[1]):
             logits, state = model(tokens[:, t : t + 1], state)
             assert torch.equal(decoder.step(tokens[:, t]), logits[:, 0])
     assert same(decoder.state, state)
@@ -83,6 +88,49 @@ def test_a_taken_state_continues_its_text_and_stays_as_it_is(variant):
     check_a_taken_state(make(variant), texts(8), 8)
 
 
+def test_new_values_of_the_weights_count():
+    model, tokens = make("gf"), texts(3)
+    decoder = Decoder(model, 3)
+    decoder.step(tokens[:, 0])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    state = decoder.state
+    with torch.inference_mode():
+        assert torch.equal(decoder.step(tokens[:, 1]), model(tokens[:, 1:2], state)[0][:, 0])
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_kernels_that_are_no_operators_of_torch_are_recorded_too():
+    config = small("rwkv6", n_layers=1, ffn="none")
+    model = randomized(build(config, backend="triton", device=DEVICE))
+    tokens = texts(3, 1, DEVICE)
+    decoder = Decoder(model, 1)
+    state = model.init_state(1)
+    for t in range(3):
+        with torch.inference_mode():
+            logits, state = model(tokens[:, t : t + 1], state)
+        assert torch.equal(decoder.step(tokens[:, t]), logits[:, 0])
+
+
+def test_a_recording_computes_with_the_present_values():
+    x, total = torch.arange(6.0).view(2, 3), torch.zeros(2)
+    with Recording() as recording:
+        rows = x.t().contiguous() * 2  # a view of a fresh copy, and a product
+        y = torch.cat((rows[1:].t(), x.sum(1, keepdim=True)), 1).softmax(1)
+        total += y[:, 0]
+    before = y.clone()
+    x.add_(torch.tensor([[1.0, 0, 3], [2, 5, 4]]))
+    recording.replay()
+    expected = torch.cat((2 * x[:, 1:], x.sum(1, keepdim=True)), 1).softmax(1)
+    assert torch.equal(y, expected) and torch.equal(total, before[:, 0] + y[:, 0])
+
+
+def test_code_that_looks_at_values_is_not_recorded():
+    with pytest.raises(RuntimeError, match="reads values"), Recording():
+        torch.ones(3).sum().item()
+
+
 def test_a_decoder_trains_nothing_and_its_state_can_be_trained_from():
     model, tokens = make("gf"), texts(4)
     decoder = Decoder(model, 3)
@@ -106,8 +154,7 @@ def test_steps_over_their_own_state_compute_the_same():
         (wkv6, torch.randn(2, 3, 16, 16), (r, k, v, -w.abs(), u)),
         (ssd, torch.randn(2, 4, 24, 16), (x, dt, -torch.rand(4), B, B, torch.rand(4))),
     ):
-        device = "cuda" if CUDA else "cpu"
-        state, *args = (tensor.to(device) for tensor in (state, *args))
+        state, *args = (tensor.to(DEVICE) for tensor in (state, *args))
         y, last = op(*args, state.clone(), backend="triton")
         with overwriting(), torch.no_grad():
             again, here = op(*args, state, backend="triton")
@@ -115,19 +162,16 @@ def test_steps_over_their_own_state_compute_the_same():
         assert torch.equal(y, again) and torch.equal(last, state)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_recorded_step_of_a_preset_is_that_of_the_model(batch):
+    check_steps(build("gf-mh-tiny").eval(), texts(6, batch), 3)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", ["gf-mh-tiny", "gf-mh-5m", "rwkv6-tiny", "mamba2-tiny"])
 def test_a_graph_computes_what_eager_steps_compute(name, batch):
-    model, tokens = build(name, device="cuda").eval(), texts(40, batch, "cuda", 97)
-    decoder = Decoder(model, batch)
-    with torch.inference_mode():
-        prompt, state = model(tokens[:, :20])
-        assert torch.equal(decoder.read(tokens[:, :20]), prompt[:, -1])
-        for t in range(20, 40):
-            logits, state = model(tokens[:, t : t + 1], state)
-            assert torch.equal(decoder.step(tokens[:, t]), logits[:, 0])
-    assert decoder._graph is not None and same(decoder.state, state)
+    check_steps(build(name, device="cuda").eval(), texts(40, batch, "cuda", 97), 20)
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""Decoding one token a step from a state in fixed buffers, on a GPU as one replayed CUDA graph."""
+"""Decoding one token a step from a state in fixed buffers, by replaying a step recorded once."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from torch import Tensor
 
 from groundthink.layers.state import State
 from groundthink.models.base import LanguageModel
+from groundthink.models.recording import Recording
 from groundthink.ops.fused import device_of, overwriting
 
 PREFILL = 1024
 """Tokens per forward pass of `Decoder.read`."""
 WARM_UP = 3
-"""Steps before the recording: they compile the kernels and let the libraries allocate."""
+"""Steps before a CUDA graph is recorded: they compile kernels and let the libraries allocate."""
 
 
 class Decoder:
     """A model in the middle of some texts: it reads on token by token and predicts the next.
 
-    On a GPU the step of a model whose state keeps its size is recorded at its first call, from
-    the tokens to the logits, and from then on replayed without Python. The weights are read where
-    they lay then: new values in the same memory count, a model that was moved needs a new decoder.
+    Where the state keeps its size, the first step is recorded from the tokens to the logits, on a
+    GPU as a CUDA graph, and from then on replayed without Python. The weights are read where they
+    lay then: new values in the same memory count, a model that was moved needs a new decoder.
 
     Args:
         model: in use by nothing else during a call.
@@ -35,8 +36,7 @@ class Decoder:
         self.model, self.batch = model, batch
         self._tokens = torch.zeros(batch, 1, dtype=torch.int64, device=model.embed.weight.device)
         self._state = model.init_state(batch)
-        self._recorded = model.recurrent and self._tokens.is_cuda
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graph: torch.cuda.CUDAGraph | Recording | None = None
         if state is not None:
             self.load(state)
 
@@ -66,30 +66,41 @@ class Decoder:
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """Logits [B, V] after one more token of every text, int64 [B]; waits for no device."""
-        if not self._recorded:
+        if not self.model.recurrent:
             return self.read(tokens[:, None])
         self._tokens.copy_(tokens[:, None], non_blocking=True)
         with device_of(self._tokens):
             if self._graph is None:
-                self._graph, self._logits = self._record()
+                self._record()
+            assert self._graph is not None
             self._graph.replay()
         return self._logits.clone()
 
-    def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """The graph of a step, and where it leaves the logits; the state is as it was."""
+    def _record(self) -> None:
+        """Record a step; the state is then as it was."""
         before = self._state.clone()
+        # Compiled blocks would be compiled again for one token, and own what they return.
+        with torch.compiler.set_stance("force_eager"):
+            graph = self._on_gpu() if self._tokens.is_cuda else self._on_cpu()
+        self._graph = graph
+        self._keep(before)
+
+    def _on_cpu(self) -> Recording:
+        with Recording() as recording:
+            self._logits = self._advance()
+        return recording
+
+    def _on_gpu(self) -> torch.cuda.CUDAGraph:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        # Compiled blocks would be compiled again for one token, and own what they return.
-        with overwriting(), torch.compiler.set_stance("force_eager"):
+        with overwriting():
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP):
                     self._advance()
             torch.cuda.current_stream().wait_stream(stream)
             with torch.cuda.graph(graph):
-                logits = self._advance()
-        self._keep(before)
-        return graph, logits
+                self._logits = self._advance()
+        return graph
 
     def _advance(self) -> Tensor:
         logits, state = self.model(self._tokens, self._state)
@@ -97,13 +108,11 @@ class Decoder:
         return logits[:, -1]
 
     def _keep(self, state: State) -> None:
-        """Make `state` the present one: a graph finds it where the last one was."""
-        if not self._recorded:
+        """Make `state` the present one, where a recorded step finds it."""
+        if not self.model.recurrent:
             self._state = state
             return
-        pairs = [
-            (old, new)
-            for (_, old), (_, new) in zip(self._state.items(), state.items(), strict=True)
-            if old.data_ptr() != new.data_ptr()
-        ]
-        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))  # pyright: ignore
+        new = dict(state.items())
+        pairs = [(old, new[name]) for name, old in self._state.items()]
+        moved = [(old, new) for old, new in pairs if old.data_ptr() != new.data_ptr()]
+        torch._foreach_copy_(*map(list, zip(*moved, strict=True)))  # pyright: ignore

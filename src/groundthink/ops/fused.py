@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from groundthink.errors import UserError
 from groundthink.ops.dispatch import pick
@@ -35,9 +36,11 @@ class Operator:
 
 
 def _traced(args: tuple[Any, ...]) -> bool:
-    """Whether a compiler is looking: at this code, or through tensors that stand for others."""
-    return torch.compiler.is_compiling() or any(
-        isinstance(a, Tensor) and type(a) not in (Tensor, torch.nn.Parameter) for a in args
+    """Whether somebody is looking: at this code, or for operators, or through other tensors."""
+    return (
+        torch.compiler.is_compiling()
+        or is_in_torch_dispatch_mode()
+        or any(isinstance(a, Tensor) and type(a) not in (Tensor, torch.nn.Parameter) for a in args)
     )
 
 
