@@ -1,4 +1,8 @@
-"""Whether what serves many sessions keeps their states whole and apart; if not, what it does."""
+"""Whether what serves many sessions keeps their states whole and apart; if not, what it does.
+
+The models have no pad mask: pads after a text are read as text. Serve texts of one length together,
+or pad on the left and reset at the first token.
+"""
 
 from __future__ import annotations
 

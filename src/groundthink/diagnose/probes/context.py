@@ -85,7 +85,7 @@ def gains(model: LanguageModel, texts: Tensor) -> Tensor:
     `AHEAD` tokens, nats [N, AHEAD]."""
     start = texts.shape[1] - AHEAD
     far = []
-    for rows in texts.split(ROWS):
+    for rows in texts.split(ROWS // 4):
         features = model.features(rows[:, :-1])[0][:, start - 1 :]
         far.append(_log_p(model.head(features), rows[:, start:]))
     near = texts.unfold(1, NEAR, 1)[:, start - NEAR : -1]  # [N, AHEAD, NEAR]
@@ -206,15 +206,15 @@ def mixing(subject: Subject) -> Iterator[Row]:
     texts, documents = subject.stretches(min(TEXTS, subject.samples), SPAN)
     found: dict[tuple[int, str], list[Reach]] = {}
     errors: dict[str, float] = {}
-    for text in texts:
+    for i, text in enumerate(texts):
         for layer in implicit(subject.model, text):
-            where = f"blocks.{layer.layer}"
-            errors[where] = worst({"": errors.get(where, 0.0), where: layer.error})[1]
+            errors[f"blocks.{layer.layer} on text {i + 1}"] = layer.error
             for branch in layer.parts:
-                weights = layer.weights(branch)
-                found.setdefault((layer.layer, branch), []).append(reach(weights))
+                here = reach(layer.weights(branch))
+                found.setdefault((layer.layer, branch), []).append(here)
     for (layer, branch), reaches in found.items():
         mean = bootstrap_mean([r.distance for r in reaches], documents)
+        first = reaches[0].share.round(decimals=3).tolist()
         yield (
             "reach",
             {
@@ -226,13 +226,11 @@ def mixing(subject: Subject) -> Iterator[Row]:
                 "texts": mean.n,
                 "distances": DISTANCES,
                 "beyond": torch.stack([r.beyond for r in reaches]).mean(0).tolist(),
-                "map": [
-                    [round(x, 3) for x in row[: t + 1]] for t, row in enumerate(reaches[0].map)
-                ],
+                "map": [row[: t + 1] for t, row in enumerate(first)],
             },
         )
     where, error = worst(errors)
-    note = f"worst in {where}, {len(texts)} texts of {SPAN} tokens"
+    note = f"worst in {where} of {len(texts)}, {SPAN} tokens each"
     yield "finding", judge("context", "reconstruction error", exact(error), note).record()
 
 
@@ -243,7 +241,7 @@ class Reach(NamedTuple):
     """Mean distance in tokens, over the targets in the later half of the text."""
     beyond: Tensor
     """Share that comes from further back than each of `DISTANCES`."""
-    map: list[list[float]]
+    share: Tensor
     """Share of each source in what each target receives [T, T]."""
 
 
@@ -256,4 +254,4 @@ def reach(weights: Tensor) -> Reach:
     late = slice(len(share) // 2, None)
     beyond = torch.stack([(share * (distance > d))[late].sum(1).mean() for d in DISTANCES])
     mean = float((share * distance)[late].sum(1).mean())
-    return Reach(mean, beyond.cpu(), share.tolist())
+    return Reach(mean, beyond.cpu(), share.cpu())
