@@ -59,7 +59,7 @@ def t_mean(values: ArrayLike, confidence: float = 0.95) -> Interval:
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
 
 
-Means = Mapping[str, Any]
+Means = Mapping[Any, Any]
 """Mean of every quantity by name: numbers, or one number for each resample [resamples]."""
 Statistic = Callable[[Means], Any]
 """What is asked of the means, in operations that also work element by element."""

@@ -11,7 +11,6 @@ a fitted constant are all the same to the model.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,8 +26,21 @@ from groundthink.models.hybrid import Block
 
 MIXERS = ("rwkv6", "mamba2", "attention")
 SITES = ("output", "read", "memory")
-RECURRENCES = {rwkv6.RWKV6: (rwkv6, "wkv6"), mamba2.Mamba2: (mamba2, "ssd")}
-"""Where each mixer finds the op that runs its recurrence."""
+
+
+def _bonus(r: Tensor, k: Tensor, v: Tensor, _: None, u: Tensor, *__: Any) -> Tensor:
+    """What WKV6 gives at a token from that token alone, [B, T, H, V]."""
+    return (r * u * k).sum(-1, keepdim=True) * v
+
+
+def _skip(x: Tensor, dt: Tensor, _: Tensor, B: Tensor, C: Tensor, D: Tensor, *__: Any) -> Tensor:
+    """What SSD gives at a token from that token alone, [B, T, H, P]."""
+    write = (B * C).sum(-1).repeat_interleave(x.shape[2] // B.shape[2], dim=2)
+    return (dt * write + D)[..., None] * x
+
+
+RECURRENCES = {rwkv6.RWKV6: (rwkv6, "wkv6", _bonus), mamba2.Mamba2: (mamba2, "ssd", _skip)}
+"""Where each mixer finds the op of its recurrence, and the part of it that reads no past."""
 
 Replace = Callable[[str, Tensor], Tensor]
 """(dotted name, part as computed) -> what the model goes on with, in the same shape. The name is
@@ -151,19 +163,16 @@ def _forgetting(run: Callable[..., Any], name: str, cut: Cut) -> Callable[..., A
 
 def _unread(mixer: nn.Module, replace: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     run = mixer.forward
-    module, op = RECURRENCES[type(mixer)]
-    whole = getattr(module, op)
-    signature = inspect.signature(whole)
+    module, name, present = next(x for kind, x in RECURRENCES.items() if isinstance(mixer, kind))
+    op = getattr(module, name)
 
-    def cut(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        y, state = whole(*args, **options)
-        called = signature.bind(*args, **options)
-        called.arguments["reset"] = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device)
-        past = y - whole(*called.args, **called.kwargs)[0]
+    def cut(*inputs: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        y, state = op(*inputs, **options)
+        past = y - present(*inputs).to(y.dtype)
         return y + (replace(past) - past), state
 
     def forward(*inputs: Any) -> Any:
-        with _swapped(module, op, cut):
+        with _swapped(module, name, cut):
             return run(*inputs)
 
     return forward
