@@ -119,4 +119,4 @@ def test_attention_is_exchanged_but_has_no_state_to_probe() -> None:
 
 def test_a_short_text_is_refused() -> None:
     with pytest.raises(UserError, match="longer text"):
-        memory(remembering.subject(remembering.model(1), length=40))
+        memory(remembering.subject(remembering.model(1), texts=8, length=40))

@@ -19,6 +19,8 @@ FOLDS = 5
 STEPS = 64
 """Steps of a fit; it stops early at the best one on rows that it does not train on."""
 RIDGE = 1e-3
+WILDEST = 3.0
+"""Standard deviations that an outlier counts as."""
 WIDEST = 64
 """Most dimensions that a probe reads."""
 PER_DIM = 20
@@ -72,33 +74,39 @@ def group_means(x: Tensor, groups: Tensor) -> Tensor:
     return (sums / index.bincount()[:, None])[:, index]
 
 
-def information(x: Tensor, y: Tensor, groups: Tensor, classes: int) -> Tensor:
+def information(*sources: Tensor, y: Tensor, groups: Tensor, classes: int) -> Tensor:
     """Pointwise held-out V-information of linear probes, for p problems at once.
 
     Every row is scored by a probe that saw no row of its group: three fifths of the groups train
     it, one fifth stops its training, one is scored.
 
     Args:
-        x: vectors [p, n, d].
+        sources: vectors [p, n, d] each, of one source or of several: the probe of the last one
+            goes on from the best of those before it, so that more to read is no handicap.
         y: labels int64 [n] or [p, n], below `classes`.
         groups: int64 [n], the document of each row.
 
     Returns:
-        Bits [p, n]: log2 of the probe's over the null probe's probability of the true label. Its
-        mean is the V-information.
+        Bits [sources, p, n]: log2 of the probe's over the null probe's probability of the true
+        label. Its mean is the V-information.
     """
-    y = y.to(x.device).expand(x.shape[:2])
-    fold = folds(groups).to(x.device)
-    bits = x.new_empty(x.shape[:2])
+    p, n, _ = sources[0].shape
+    y = y.to(sources[0].device).expand(p, n)
+    fold = folds(groups).to(y.device)
+    bits = sources[0].new_empty(len(sources), p, n)
     for part in range(FOLDS):
         test, stop = fold == part, fold == (part + 1) % FOLDS
         train = ~(test | stop)
         counts = F.one_hot(y[:, ~test], classes).sum(1, keepdim=True) + 1.0
-        null = (counts / counts.sum(-1, keepdim=True)).log()  # [p, 1, classes]
-        z = _standardised(x, train)
-        weight = _fit(z[:, train], y[:, train], z[:, stop], y[:, stop], null)
-        probe = _log_prob(z[:, test] @ weight + null, y[:, test])
-        bits[:, test] = probe - _log_prob(null.expand(-1, int(test.sum()), -1), y[:, test])
+        null = (counts / counts.sum(-1, keepdim=True)).log().expand(-1, n, -1)
+        best, lowest = null, _loss(null[:, stop], y[:, stop])
+        for i, x in enumerate(sources):
+            start = best if i == len(sources) - 1 else null
+            logits = start + _fit(_standardised(x, train), y, start, train, stop)
+            bits[i][:, test] = (_log_prob(logits, y) - _log_prob(null, y))[:, test]
+            loss = _loss(logits[:, stop], y[:, stop])
+            best = torch.where((loss < lowest)[:, None, None], logits, best)
+            lowest = torch.minimum(loss, lowest)
     return bits / math.log(2)
 
 
@@ -110,34 +118,41 @@ def folds(groups: Tensor) -> Tensor:
 
 
 def _standardised(x: Tensor, train: Tensor) -> Tensor:
-    """x in units of its training rows, and a column of ones."""
+    """x in units of its training rows, cut at `WILDEST` of them, and a column of ones."""
     mean, std = x[:, train].mean(1, keepdim=True), x[:, train].std(1, keepdim=True)
-    tiny = torch.finfo(x.dtype).tiny
-    return F.pad((x - mean) / std.clamp(min=tiny), (0, 1), value=1.0)
+    z = (x - mean) / std.clamp(min=torch.finfo(x.dtype).tiny)
+    return F.pad(z.clamp(-WILDEST, WILDEST), (0, 1), value=1.0)
 
 
-def _fit(x: Tensor, y: Tensor, x_stop: Tensor, y_stop: Tensor, null: Tensor) -> Tensor:
-    """Weights [p, d, classes] of the ridge softmax regression that reads x beside the null logits.
+def _fit(x: Tensor, y: Tensor, start: Tensor, train: Tensor, stop: Tensor) -> Tensor:
+    """What a ridge softmax regression on x [p, n, d] adds to the logits `start` [p, n, classes].
 
     Accelerated steps under the fixed curvature bound of the softmax (Boehning 1992, "Multinomial
     logistic regression algorithm"): no line search, and the same steps in every basis of x.
     """
-    target = F.one_hot(y, null.shape[-1]).to(x.dtype)
-    n, d = x.shape[1:]
-    bound = x.mT @ x / n + 2 * RIDGE * torch.eye(d, dtype=x.dtype, device=x.device)
+    seen, held = x[:, train], x[:, stop]
+    at, at_held, y_held = start[:, train], start[:, stop], y[:, stop]
+    target = F.one_hot(y[:, train], start.shape[-1]).to(x.dtype)
+    n, d = seen.shape[1:]
+    bound = seen.mT @ seen / n + 2 * RIDGE * torch.eye(d, dtype=x.dtype, device=x.device)
     factor = torch.linalg.cholesky(bound)
-    weight = ahead = best = x.new_zeros(x.shape[0], d, null.shape[-1])
-    lowest = _log_prob(x_stop @ weight + null, y_stop).mean(1).neg()
+    weight = ahead = best = x.new_zeros(x.shape[0], d, start.shape[-1])
+    lowest = _loss(at_held, y_held)
     for step in range(STEPS):
-        error = torch.softmax(x @ ahead + null, -1) - target
-        slope = x.mT @ error / n + RIDGE * ahead
+        error = torch.softmax(seen @ ahead + at, -1) - target
+        slope = seen.mT @ error / n + RIDGE * ahead
         new = ahead - 2 * torch.cholesky_solve(slope, factor)
         ahead, weight = new + step / (step + 3) * (new - weight), new
-        loss = _log_prob(x_stop @ weight + null, y_stop).mean(1).neg()
+        loss = _loss(held @ weight + at_held, y_held)
         best = torch.where((loss < lowest)[:, None, None], weight, best)
         lowest = torch.minimum(loss, lowest)
-    return best
+    return x @ best
 
 
 def _log_prob(logits: Tensor, y: Tensor) -> Tensor:
     return -F.cross_entropy(logits.movedim(-1, 1), y, reduction="none")
+
+
+def _loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean loss of each problem [p]."""
+    return -_log_prob(logits, y).mean(1)

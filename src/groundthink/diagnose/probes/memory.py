@@ -197,7 +197,7 @@ def probed(states: dict[Site, Tensor], clusters: list[int]) -> tuple[Tensor, Ten
     # The directions come from differences within texts and from no label.
     x = leading(x, dims_for(n * k), text)
     bits, control = (
-        information(x, y, documents, k).view(s, d, n, k).mean(3).transpose(1, 2)
+        information(x, y=y, groups=documents, classes=k).view(s, d, n, k).mean(3).transpose(1, 2)
         for y in (planted, shuffled)
     )
     return bits, control
