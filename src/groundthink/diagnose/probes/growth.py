@@ -20,7 +20,7 @@ from groundthink.verdicts.statistics import Interval, bootstrap_mean
 
 REACH = (16, 8, 4)
 """Multiples of the training length to read, the longest that the text allows."""
-TOKENS = 2**17
+TOKENS = 2**16
 """Tokens read in all, unless that leaves fewer texts than `FEWEST`."""
 FEWEST, MOST = 8, 32
 """Texts."""

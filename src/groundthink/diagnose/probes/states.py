@@ -25,11 +25,11 @@ TURN, LENGTH = 64, 512
 WARM = 128
 """Tokens after which a state counts as filled."""
 PERMUTATIONS = 499
-EDITED, EDITS, VARIANTS = (48, 64), (0, 1, 2, 4, 8), 4
+EDITED, EDITS, VARIANTS = (32, 64), (0, 1, 2, 4, 8), 4
 """Texts that are edited and their length, how many of their tokens, how many ways for one."""
 HALVES = (32, 128)
 """Texts that are cut into halves, and their length."""
-PREFIX, REST = 128, 64
+PREFIX, REST = 128, 32
 """Tokens that make a state, and that are predicted from a mixture of two."""
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PATH = 8

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from groundthink.diagnose import measures
 from groundthink.diagnose.components import branches
-from groundthink.diagnose.losses import ROWS
 from groundthink.diagnose.probes.retention import log_decays
 from groundthink.diagnose.states import PARTS
 from groundthink.diagnose.tape import Call, tape
 from groundthink.models.base import LanguageModel
 
-SPECTRA = 16
-"""Texts whose singular values are taken: these cost more than all the rest."""
+ROWS = 16
+"""Texts that are walked over together."""
+SPECTRA = 8
+"""The first of them, whose singular values are taken: these cost more than all the rest."""
 CLOSED, OPEN = 0.01, 0.99
 """A gate outside is saturated."""
 
@@ -97,8 +98,8 @@ def observe(model: LanguageModel, texts: Tensor, stops: Sequence[int]) -> Table:
     """
     found: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
     for first in range(0, len(texts), ROWS):
-        spectra = first < SPECTRA
-        for name, columns in _batch(model, texts[first : first + ROWS], stops, spectra).items():
+        part = texts[first : first + ROWS]
+        for name, columns in _batch(model, part, stops, spectra=first == 0).items():
             for quantity, values in columns.items():
                 found[name][quantity].append(values.cpu())
     return {
@@ -149,7 +150,7 @@ def measured(stop: Stop, last: Tensor, tokens: int, spectra: bool) -> dict[str, 
         "output": stop.output.float().flatten(1).square().mean(1).sqrt(),
     }
     if spectra:
-        singular = measures.singular(stop.after)
+        singular = measures.singular(stop.after[:SPECTRA])
         columns["rank"] = measures.effective_rank(singular, tokens)
         columns["entropy"] = measures.spectral_entropy(singular)
     return columns
