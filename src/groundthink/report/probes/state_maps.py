@@ -14,8 +14,12 @@ from groundthink.report.text import compact, count, percent
 LOOKS = {key: (name, color) for key, name, color in COMPONENTS[:2]}
 DISTANCES = (1, 4, 16, 64, 256, 1024, 4096)
 """Tokens after which the retention map shows what is left."""
+FAR = 256
+"""Tokens that its title speaks of."""
 Branches = dict[str, list[Record]]
 """Branch -> its records, one a layer."""
+Cells = dict[str, list[list[float | None]]]
+"""Branch -> layer -> a share for each column."""
 
 
 def said(values: dict[str, str]) -> str:
@@ -28,9 +32,7 @@ def mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known(values)) if known(values) else None
 
 
-def _maps(
-    rows: Branches, cells: dict[str, list[list[float | None]]], x: list[str], hover: str
-) -> tuple[list[Json], Json]:
+def _maps(rows: Branches, cells: Cells, x: list[str], hover: str) -> tuple[list[Json], Json]:
     """A map for each branch side by side, layers up, in the colour of the branch; 0 to 1."""
     traces: list[Json] = []
     layout: Json = {"hovermode": "closest", "annotations": [], "margin": {"t": 34}}
@@ -76,33 +78,27 @@ def _percent(share: float | None) -> str:
 
 def retention(rows: Branches) -> Figure:
     """What is left of a write after each distance, mean over channels, by layer and branch."""
-    cells = {
-        branch: [
-            [statistics.fmean(math.exp(-d / tau) for tau in row["tokens"]) for d in DISTANCES]
-            for row in layers
-        ]
+    cells: Cells = {
+        branch: [[left(row, distance) for distance in DISTANCES] for row in layers]
         for branch, layers in rows.items()
     }
-    far = DISTANCES.index(256)
-    kept = {b: (max(row[far] for row in layers), layers) for b, layers in cells.items()}
-    best = {
-        b: f"{percent(most)} (layer {rows[b][[row[far] for row in layers].index(most)]['layer']})"
-        for b, (most, layers) in kept.items()
-    }
-    title = f"Of a write, at most {said(best)} is left after 256 tokens"
+    best = {branch: max(layers, key=lambda row: left(row, FAR)) for branch, layers in rows.items()}
+    most = {b: f"{percent(left(row, FAR))} (layer {row['layer']})" for b, row in best.items()}
+    title = f"Of a write, at most {said(most)} is left after {FAR} tokens"
     caption = "What decays leave of a write after as many tokens, mean over channels or heads."
-    traces, layout = _maps(
-        rows,
-        cells,
-        [compact(d) if d >= 1000 else count(d) for d in DISTANCES],
-        "after %{x}: %{text} left",
-    )
+    x = [compact(d) if d >= 1000 else count(d) for d in DISTANCES]
+    traces, layout = _maps(rows, cells, x, "after %{x}: %{text} left")
     return Figure("states-retention", title, caption, traces, layout, height=360, wide=True)
+
+
+def left(row: Record, distance: int) -> float:
+    """Share of a write that decays leave after `distance` tokens, mean over channels."""
+    return statistics.fmean(math.exp(-distance / tau) for tau in row["tokens"])
 
 
 def ranks(rows: Branches) -> Figure:
     """Effective rank over the rank there can be, along the text, by layer and branch."""
-    cells = {branch: [row["rank"] for row in layers] for branch, layers in rows.items()}
+    cells: Cells = {branch: [row["rank"] for row in layers] for branch, layers in rows.items()}
     tokens = [count(t) for t in next(iter(rows.values()))[0]["tokens"]]
     last = {b: percent(mean([row[-1] for row in layers])) for b, layers in cells.items()}
     title = f"States use {said(last)} of the rank they have"
