@@ -97,9 +97,9 @@ class Decoder:
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP):
                     self._advance()
-            torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=stream):
                 self._logits = self._advance()
+        torch.cuda.current_stream().wait_stream(stream)
         return graph
 
     def _advance(self) -> Tensor:

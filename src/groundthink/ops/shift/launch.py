@@ -194,10 +194,11 @@ def _decay_run(x: Tensor, bias: Tensor, w1: Tensor, w2: Tensor) -> tuple[Tensor,
     x, n = x.contiguous(), x.shape[:-1].numel()
     out = torch.empty(*x.shape[:-1], width, dtype=torch.float32, device=x.device)
     hidden = torch.empty(n, rank, dtype=x.dtype, device=x.device)
+    tall, columns = (16, 128) if n <= 64 else (64, 64)  # a few tokens: many small programs
     with device_of(x):
-        _decay[(triton.cdiv(n, 64),)](
+        _decay[(triton.cdiv(n, tall), triton.cdiv(width, columns) if n <= 64 else 1)](
             x, bias, w1.contiguous(), w2.contiguous(), hidden, out, n, size, width, rank,
-            max(16, triton.next_power_of_2(rank)), 64, 64, num_warps=_warps(x),
+            max(16, triton.next_power_of_2(rank)), tall, columns, num_warps=_warps(x),
         )  # fmt: skip
     return out, hidden
 

@@ -330,9 +330,11 @@ def _decay(
         w1 = tl.load(w1_ptr + channel[:, None] * RANK + rank[None, :], inside, 0)
         hidden = tl.dot(x, w1.to(kind), hidden, input_precision="ieee")
     low = _tanh(hidden).to(kind)
+    share = tl.program_id(1)
     unit = hidden_ptr + row.to(tl.int64) * RANK + rank[None, :]
-    tl.store(unit, low, (row < n) & (rank < RANK)[None, :])
-    for first in range(0, WIDTH, COLUMNS):
+    if share == 0:
+        tl.store(unit, low, (row < n) & (rank < RANK)[None, :])
+    for first in range(share * COLUMNS, WIDTH, tl.num_programs(1) * COLUMNS):
         channel = first + tl.arange(0, COLUMNS)[None, :]
         w2 = _tile(w2_ptr, rank[:, None], channel, RANK, WIDTH)
         bias = tl.load(bias_ptr + channel, channel < WIDTH, 0).to(tl.float32)
