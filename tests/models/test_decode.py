@@ -100,6 +100,7 @@ def test_new_values_of_the_weights_count():
         assert torch.equal(decoder.step(tokens[:, 1]), model(tokens[:, 1:2], state)[0][:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interpreter")
 def test_kernels_that_are_no_operators_of_torch_are_recorded_too():
     config = small("rwkv6", n_layers=1, ffn="none")

@@ -45,6 +45,7 @@ class Decoder:
         """The state after the last token, a copy."""
         return self._state.clone()
 
+    @torch.inference_mode()
     def load(self, state: State) -> None:
         """Go on from a copy of `state`.
 
