@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from groundthink.bench.measure import Results, race, ratio, speed, stopwatch
+from groundthink.bench.measure import race, ratio, speed, stopwatch
+from groundthink.bench.output import Results, Screen
 
 pytestmark = pytest.mark.tiny
 
@@ -50,9 +51,7 @@ def test_a_stopwatch_counts_the_whole_action():
     assert 0.02 <= stopwatch(lambda: time.sleep(0.02), torch.device("cpu")) < 1
 
 
-def test_records_are_on_disk_and_in_the_table(tmp_path):
-    from rich.console import Console
-
+def test_records_are_on_disk_and_on_the_screen(tmp_path, capsys):
     out = tmp_path / "new" / "bench.jsonl"
     results = Results(str(out), {"seed": 3})
     results.add("B1 training", "tok/s", speed([0.5] * 6, 10_000), "a note")
@@ -61,8 +60,12 @@ def test_records_are_on_disk_and_in_the_table(tmp_path):
     assert [line["kind"] for line in lines] == ["provenance", "bench", "bench"]
     assert lines[1]["value"] == lines[1]["low"] == 20_000
     assert lines[2]["low"] is None
-    console = Console(width=200)
-    with console.capture() as text:
-        console.print(results.table("title"))
-    assert "20,000 tok/s" in text.get()
-    assert "inf" not in text.get()
+    Screen().results("title", results.rows)
+    text = capsys.readouterr().out
+    assert "20,000 tok/s" in text and "inf" not in text
+
+
+def test_columns_without_entries_are_left_out(capsys):
+    Screen().table("a table", ["", "ms", "launches", "note"], [["ours", "1.5", "", "fine"]])
+    text = capsys.readouterr().out
+    assert "1.5" in text and "fine" in text and "launches" not in text

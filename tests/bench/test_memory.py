@@ -8,6 +8,7 @@ import pytest
 from groundthink.bench import memory
 from groundthink.bench.config import BenchModel
 from groundthink.errors import UserError
+from groundthink.lab.benching import Training
 
 linux = pytest.mark.skipif(not memory.PROCESS.exists(), reason="reads /proc")
 
@@ -31,7 +32,8 @@ def test_an_allocation_that_is_freed_again_counts_in_full():
 
 @linux
 def test_the_parts_of_a_training_step_add_up(bench: BenchModel):
-    found = memory.measure(bench.model, True, bench)
+    found = memory.measure(bench.model, True, bench, Training)
+    assert found.pop("first_s") > 0
     assert found["peak"] == pytest.approx(sum(found.values()) - found["peak"])
     assert found["gradients"] == found["parameters"] > 0
     # two moments a weight, and a step counter of four bytes for each tensor
@@ -41,5 +43,5 @@ def test_the_parts_of_a_training_step_add_up(bench: BenchModel):
 
 def test_a_process_that_fails_says_why_in_one_line(bench: BenchModel):
     with pytest.raises(UserError, match="^B2 of no-such-model: .*unknown model") as caught:
-        memory.measure("no-such-model", False, bench)
+        memory.measure("no-such-model", False, bench, Training)
     assert "\n" not in str(caught.value)

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from groundthink import records
-from groundthink.bench import matrix, model, work
+from groundthink.bench import grid, matrix, model
 from groundthink.bench.config import BenchModel
 from groundthink.errors import UserError
+from groundthink.lab import benching
 from groundthink.ops.wkv6 import BACKENDS
 
 
@@ -18,13 +19,12 @@ def found(bench: BenchModel) -> dict[str, dict]:
 def test_speed_memory_and_stability_of_a_small_model(bench: BenchModel, monkeypatch):
     monkeypatch.setattr(model, "STUDY", {"batch_size": 2, "seq_len": 24})
     bench = replace(bench, against=("reference",), steps=60)
-    assert model.run(bench) == 0
+    assert benching.model(bench) == 0
     rows = found(bench)
     for kind in ("training", "inference"):
         assert rows[f"B1 {kind} 2x24, {bench.model}"]["value"] > 0
         assert rows[f"B1 {kind} 2x24, {bench.model} over reference"]["n"] == 2
         assert rows[f"B2 {kind} memory 2x24, {bench.model}"]["rest"] > 0
-    assert rows["B1 decoding 1x1 after 24, reference"]["unit"] == "tok/s"
     b3 = rows["B3 loss change"]
     assert b3["verdict"] == "PASS"
     assert b3["end"] < b3["start"] and b3["n"] == 60 and b3["grad_norm"] > 0
@@ -39,7 +39,7 @@ def test_a_model_that_disagrees_with_its_reference_has_no_speed(bench: BenchMode
 
     reference = BACKENDS["reference"]
     monkeypatch.setitem(BACKENDS, "chunked", broken)
-    assert model.run(bench) == 1
+    assert benching.model(bench) == 1
     (row,) = found(bench).values()
     assert row["name"] == "parity with the reference loops" and row["verdict"] == "FAIL"
 
@@ -48,7 +48,7 @@ def test_the_matrix_changes_one_thing_and_drops_what_fails_b3(bench: BenchModel,
     two = {name: matrix.CHANGES[name] for name in ("baseline", "batch 16")}
     monkeypatch.setattr(matrix, "CHANGES", two)
     bench = replace(bench, matrix=True)
-    assert model.run(bench) == 0
+    assert benching.model(bench) == 0
     rows = found(bench)
     assert rows["baseline, B3 loss change"]["verdict"] == "PASS"
     assert rows["batch 16, training over baseline"]["value"] > 0
@@ -56,14 +56,34 @@ def test_the_matrix_changes_one_thing_and_drops_what_fails_b3(bench: BenchModel,
 
 
 def test_a_run_that_blows_up_fails_b3_and_has_no_speed(bench: BenchModel, monkeypatch):
-    monkeypatch.setattr(work, "LR", 1e30)
+    monkeypatch.setattr(benching.Training, "config", replace(benching.Training.config, lr=1e30))
     monkeypatch.setattr(matrix, "CHANGES", {"baseline": {}})
     bench = replace(bench, matrix=True)
-    assert model.run(bench) == 1
+    assert benching.model(bench) == 1
     rows = found(bench)
     assert rows["baseline, B3 loss change"]["verdict"] == "FAIL"
     assert "not finite" in rows["baseline, B3 loss change"]["note"]
     assert "baseline, training" not in rows
+
+
+def test_a_sweep_holds_the_tokens_of_a_step_and_says_where_the_model_leads(bench, tmp_path):
+    bench = replace(bench, sweep=(8, 24), against=("gpt2-tiny",), profile=str(tmp_path / "trace"))
+    assert benching.model(bench) == 0
+    rows = found(bench)
+    assert rows["B1 training 6x8, gpt2-tiny"]["value"] > 0
+    assert rows[f"B1 training 2x24, {bench.model} over gpt2-tiny"]["n"] == 2
+    assert 0 < rows[f"slowest length over fastest, {bench.model}"]["value"] <= 1
+    assert rows[f"{bench.model} passes gpt2-tiny at length"]["value"] in (8, 24, None)
+    assert (tmp_path / "trace" / "gpt2-tiny.json.gz").stat().st_size > 1000
+    assert "aten::" in (tmp_path / "trace" / "gpt2-tiny.txt").read_text()
+
+
+def test_a_grid_crosses_batch_sizes_with_precisions(bench: BenchModel):
+    points = grid.points(replace(bench, batches=(1, 4), precisions=("fp32", "bf16")))
+    assert [(p.batch_size, p.precision) for p in points] == [
+        (1, "fp32"), (4, "fp32"), (1, "bf16"), (4, "bf16"),
+    ]  # fmt: skip
+    assert {p.seq_len for p in points} == {bench.seq_len}
 
 
 @pytest.mark.parametrize(
@@ -73,9 +93,13 @@ def test_a_run_that_blows_up_fails_b3_and_has_no_speed(bench: BenchModel, monkey
         ({"precision": "fp16"}, "needs a GPU"),
         ({"model": "gf-mh-5"}, "unknown model 'gf-mh-5'"),
         ({"against": ("gtp2-5m",)}, "unknown model 'gtp2-5m'"),
+        ({"only": ("B4",)}, "unknown part 'B4'"),
+        ({"sweep": (7,)}, "length 7 does not divide"),
+        ({"sweep": (8,), "batches": (2,)}, "not both"),
+        ({"precisions": ("fp8",)}, "unknown precision"),
     ],
 )
 @pytest.mark.tiny
 def test_wrong_values_get_one_line_before_anything_is_measured(bench, change, message):
     with pytest.raises(UserError, match=message):
-        model.run(replace(bench, **change))
+        benching.model(replace(bench, **change))

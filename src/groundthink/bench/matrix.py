@@ -9,7 +9,9 @@ import torch
 
 from groundthink.bench import contestants, memory, stability, work
 from groundthink.bench.config import BenchModel
-from groundthink.bench.measure import Lap, Results, Say, race, ratio, speed
+from groundthink.bench.measure import Lap, race, ratio, speed
+from groundthink.bench.output import Results, Say, first_line
+from groundthink.bench.work import MakeStep
 from groundthink.data.corpora import Corpus
 
 BASELINE = {"batch_size": 8, "seq_len": 64, "precision": "fp32", "compile": False}
@@ -24,25 +26,27 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def run(
-    config: BenchModel, corpus: Corpus, device: torch.device, results: Results, say: Say
-) -> bool:
+    config: BenchModel, corpus: Corpus, device: torch.device, make_step: MakeStep,
+    results: Results, say: Say,
+) -> bool:  # fmt: skip
     """Speed and memory of every change that passes B3; whether the baseline is one of them."""
     laps: dict[str, Lap] = {}
     configs = {name: replace(config, **BASELINE | change) for name, change in CHANGES.items()}
     for name, changed in configs.items():
         say(f"{name}, B3")
         try:
-            outcome = stability.train(changed, corpus, device)
+            outcome = stability.train(changed, corpus, device, make_step)
         except RuntimeError as error:  # a compiler that is missing, memory that does not suffice
-            results.add(f"{name}, B3", "", {"value": None, "n": 0}, f"cannot run: {first(error)}")
+            results.add(
+                f"{name}, B3", "", {"value": None, "n": 0}, f"cannot run: {first_line(error)}"
+            )
             continue
         results.add(f"{name}, B3 loss change", "nats", outcome.fields, outcome.note)
         if outcome.fields["verdict"] == "PASS":
-            batch = work.random_batch(
-                config.vocab_size, changed.batch_size, changed.seq_len, device
-            )
+            batch = work.random_batch(config.vocab_size, changed.batch_size, changed.seq_len)
             model = contestants.make(config.model, changed, device)
-            laps[name] = work.training_lap(model, batch, device, changed.precision)
+            step = make_step(model, device, changed.precision)
+            laps[name] = work.training_lap(step, batch, device)
     if not laps:
         return False
     say("training")
@@ -55,10 +59,6 @@ def run(
             gain = tokens / (BASELINE["batch_size"] * BASELINE["seq_len"])
             each = ratio([s / gain for s in seconds[name]], seconds["baseline"])
             results.add(f"{name}, training over baseline", "x", each)
-        results.add(f"{name}, training memory", "MiB", *memory.record(config.model, True, changed))
+        found = memory.record(config.model, True, changed, make_step)
+        results.add(f"{name}, training memory", "MiB", *found)
     return "baseline" in laps
-
-
-def first(error: Exception) -> str:
-    """First line of an error."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Races that machine noise cannot decide, and the records and the table they end in."""
+"""Races that machine noise cannot decide."""
 
 from __future__ import annotations
 
@@ -9,18 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
 
-from groundthink.records import Record, Records
 from groundthink.verdicts import statistics
 
 Lap = Callable[[], float]
 """Does the work once and returns the seconds it took."""
-
-Say = Callable[[str], None]
-"""Takes one line on what is being measured."""
 
 LEAST_ROUNDS = 6  # below, the median has no 95 % interval
 
@@ -56,7 +49,7 @@ def race(
             lap()
     names, found = list(laps), {name: [] for name in laps}
     start = time.perf_counter()
-    for number in range(rounds):
+    for number in range(rounds if names else 0):
         if number >= LEAST_ROUNDS and time.perf_counter() - start > seconds:
             break
         first = number % len(names)
@@ -82,58 +75,3 @@ def speed(seconds: Sequence[float], work: float) -> dict[str, Any]:
 def ratio(seconds: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
     """`spread` of how many times faster than `other` each round was; above 1 is faster."""
     return spread([theirs / own for own, theirs in zip(seconds, other, strict=True)])
-
-
-class Results:
-    """Bench records: appended to a file as they come, if it has a name, and shown as one table.
-
-    Args:
-        out: JSONL file, or empty.
-        provenance: what the records come from (`groundthink.records.environment` and more).
-    """
-
-    def __init__(self, out: str, provenance: Mapping[str, Any]):
-        self.rows: list[Record] = []
-        self._file = Records(out, provenance) if out else None
-
-    def add(self, name: str, unit: str, fields: Mapping[str, Any], note: str = "") -> None:
-        """Keep one record; `fields` holds value and n, and low, high, q1, q3 where there are."""
-        record = {"name": name, "unit": unit, **fields, "note": note}
-        self.rows.append(record)
-        if self._file:
-            self._file.append("bench", **record)
-
-    def table(self, title: str) -> Table:
-        """All records so far."""
-        table = Table(box=SIMPLE_HEAD, title=Text(title), title_justify="left")
-        for heading in ("benchmark", "value", "95 % interval", "middle half", "n", "note"):
-            table.add_column(heading, justify="right" if heading in ("value", "n") else "left")
-        for row in self.rows:
-            table.add_row(*map(Text, _cells(row)))
-        return table
-
-
-def _cells(row: Record) -> tuple[str, ...]:
-    value = f"{_number(row['value'])} {row['unit']}" if row["value"] is not None else "-"
-    return (
-        row["name"],
-        value.strip(),
-        _range(row.get("low"), row.get("high")),
-        _range(row.get("q1"), row.get("q3")),
-        str(row["n"]),
-        row["note"],
-    )
-
-
-def _range(low: float | None, high: float | None) -> str:
-    if low is None or high is None or not math.isfinite(low + high):
-        return ""
-    return f"{_number(low)} to {_number(high)}"
-
-
-def _number(value: float) -> str:
-    """Four significant digits, with commas."""
-    if not math.isfinite(value) or not value:
-        return str(value)
-    digits = max(0, 3 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{min(digits, 6)}f}" if abs(value) >= 1e-4 else f"{value:.1e}"

@@ -1,5 +1,6 @@
-"""B2: the largest memory that training and inference take, each in a fresh process.
+"""B2: the largest memory that training and inference take, and the time to the first step.
 
+Each in a fresh process; training in one that compiles into empty caches, as on a new machine.
 On the CPU it is resident memory as the operating system counts it, which holds what torch's
 allocator does not see: its own waste and the scratch space of the math libraries.
 On a GPU it is what torch has allocated.
@@ -10,15 +11,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from groundthink import config as configs
-from groundthink.bench import contestants, work
+from groundthink.bench import contestants, gpu, work
 from groundthink.bench.config import BenchModel
+from groundthink.bench.work import MakeStep
 from groundthink.device import pick_device
 from groundthink.errors import UserError
 
@@ -55,27 +60,40 @@ def _resident(field: str) -> int:
     raise UserError(f"B2 on the CPU reads {field} in /proc/self/status, which is not there")
 
 
-def parts(name: str, training: bool, config: BenchModel) -> dict[str, int]:
-    """Bytes of parameters, gradients, optimizer state, the rest, and the peak, their sum.
+def parts(
+    name: str, training: bool, config: BenchModel, make_step: MakeStep
+) -> tuple[dict[str, int], float]:
+    """Bytes of parameters, gradients, optimizer state, the rest, and the peak, their sum; and the
+    seconds that the first step or pass took.
 
     The peak is that of two steps; the rest is activations and scratch space. Meant for a fresh
     process (`measure`).
     """
     device = pick_device(config.device)
     model = contestants.make(name, config, device)
-    batch = work.random_batch(config.vocab_size, config.batch_size, config.seq_len, device)
-    if training:
-        run = work.Training(model, device, config.precision)
-        growth = peak(lambda: (run.step(batch), run.step(batch)), device)
-        gradients = nbytes(p.grad for p in model.parameters())
-        moments = nbytes(x for state in run.optimizer.state.values() for x in state.values())
-        found = {"gradients": gradients, "optimizer": moments}
-    else:
-        lap = work.inference_lap(model, batch, device, config.precision)
-        growth, found = peak(lambda: (lap(), lap()), device), {}
+    batch = work.random_batch(config.vocab_size, config.batch_size, config.seq_len)
+    step = make_step(model, device, config.precision) if training else None
+    lap = (
+        work.training_lap(step, batch, device)
+        if step
+        else work.inference_lap(model, batch, device, config.precision)
+    )
+    start = time.perf_counter()
+    first: list[float] = []
+
+    def twice() -> None:
+        lap()
+        first.append(time.perf_counter() - start)
+        lap()
+
+    growth, found = peak(twice, device), {}
+    if step:
+        moments = nbytes(x for state in step.optimizer.state.values() for x in state.values())
+        found = {"gradients": nbytes(p.grad for p in model.parameters()), "optimizer": moments}
     parameters = nbytes(model.parameters())
     rest = growth - sum(found.values())
-    return {"parameters": parameters, **found, "rest": rest, "peak": parameters + growth}
+    sizes = {"parameters": parameters, **found, "rest": rest, "peak": parameters + growth}
+    return sizes, first[0]
 
 
 def nbytes(tensors: Iterable[Tensor | None]) -> int:
@@ -83,33 +101,44 @@ def nbytes(tensors: Iterable[Tensor | None]) -> int:
     return sum(x.numel() * x.element_size() for x in tensors if x is not None)
 
 
-def measure(name: str, training: bool, config: BenchModel) -> dict[str, float]:
-    """`parts` in MiB, found in a process of its own.
+def measure(name: str, training: bool, config: BenchModel, make_step: MakeStep) -> dict[str, float]:
+    """`parts` in MiB and `first_s`, found in a process of its own.
+
+    Args:
+        make_step: a class or function of a module, which that process imports.
 
     Raises:
         UserError: the process failed; its last line says why.
     """
-    request = json.dumps([name, training, configs.to_dict(config)])
+    maker = f"{make_step.__module__}:{make_step.__qualname__}"  # pyright: ignore
+    request = json.dumps([name, training, configs.to_dict(config), maker])
     done = subprocess.run([sys.executable, "-m", __name__, request], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"B2 of {name}: {done.stderr.strip().splitlines()[-1]}")
-    return {part: n / MIB for part, n in json.loads(done.stdout.splitlines()[-1]).items()}
+    sizes, first = json.loads(done.stdout.splitlines()[-1])
+    return {part: n / MIB for part, n in sizes.items()} | {"first_s": first}
 
 
-def record(name: str, training: bool, config: BenchModel) -> tuple[dict[str, float], str]:
+def record(
+    name: str, training: bool, config: BenchModel, make_step: MakeStep
+) -> tuple[dict[str, float], str]:
     """Fields of a record of `measure`, and the parts in words."""
-    found = measure(name, training, config)
-    words = ", ".join(f"{part} {mib:.1f}" for part, mib in found.items() if part != "peak")
+    found = measure(name, training, config, make_step)
+    sizes = (f"{part} {mib:.1f}" for part, mib in found.items() if part not in ("peak", "first_s"))
+    words = ", ".join(sizes) + (f"; first step {found['first_s']:.1f} s" if training else "")
     return found | {"value": found["peak"], "n": 1}, words
 
 
 def answer(request: str) -> None:
     """What the fresh process does: print the parts as JSON."""
-    name, training, values = json.loads(request)
+    name, training, values, maker = json.loads(request)
     config = configs.from_dict(BenchModel, values)
     if config.threads:
         torch.set_num_threads(config.threads)
-    print(json.dumps(parts(name, training, config)))
+    module, _, function = maker.partition(":")
+    make_step = getattr(import_module(module), function)
+    with gpu.empty_caches() if training else nullcontext():
+        print(json.dumps(parts(name, training, config, make_step)))
 
 
 if __name__ == "__main__":

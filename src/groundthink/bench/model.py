@@ -5,38 +5,38 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from rich.console import Console
 
-from groundthink import config as configs
-from groundthink import records
-from groundthink.bench import contestants, matrix, memory, stability, work
+from groundthink.bench import contestants, gpu, grid, matrix, memory, stability
 from groundthink.bench.config import BenchModel
-from groundthink.bench.measure import Results, Say, race, ratio, speed
+from groundthink.bench.output import Results, Say, Screen, provenance
+from groundthink.bench.work import MakeStep
 from groundthink.data.corpora import prepare
 from groundthink.device import pick_device
-from groundthink.errors import UserError
+from groundthink.errors import UserError, unknown
 from groundthink.models.build import as_config
 from groundthink.models.count import count_config
 from groundthink.verdicts.verdict import Verdict
 
 STUDY = {"batch_size": 8, "seq_len": 64}
+PARTS = ("B1", "B2", "B3")
 
 
-def run(config: BenchModel) -> int:
+def run(config: BenchModel, make_step: MakeStep) -> int:
     """Measure, show one table and append the records; 1 if parity or B3 does not pass."""
     check(config)
     device = pick_device(config.device)
-    if config.precision == "fp16" and device.type == "cpu":
+    if device.type == "cpu" and "fp16" in (config.precision, *config.precisions):
         raise UserError("precision fp16 needs a GPU, this is cpu; use bf16 or fp32")
     if config.threads:
         torch.set_num_threads(config.threads)
-    console = Console(highlight=False)
-    results = Results(config.out, provenance(config, device))
-    with console.status("") as status:
-        passed = measure(config, device, results, status.update)
-    console.print(results.table(f"{config.model} on {device}, {torch.get_num_threads()} threads"))
-    if config.out:
-        console.print(f"records: {config.out}")
+    model = replace(as_config(config.model), vocab_size=config.vocab_size)
+    about = {"model": model.name, "counts": count_config(model)}
+    results, screen = Results(config.out, provenance(config, device) | about), Screen()
+    screen.title(f"{config.model}, {config.vocab_size:,} token ids, {config.precision}, on", device)
+    with screen.busy("") as say:
+        passed = measure(config, device, make_step, results, say)
+    screen.results("", results.rows)
+    screen.records(config.out)
     return 0 if passed else 1
 
 
@@ -47,83 +47,91 @@ def check(config: BenchModel) -> None:
             raise UserError(f"{name} is {getattr(config, name)}; it must be at least 1")
     if config.threads < 0:
         raise UserError(f"threads is {config.threads}; 0 leaves torch's choice")
+    for part in config.only:
+        if part not in PARTS:
+            raise unknown("part", part, PARTS)
+    grid.check(config)
     for name in names(config):
         contestants.require(name)
 
 
-def provenance(config: BenchModel, device: torch.device) -> records.Record:
-    """Where the records come from."""
-    model = replace(as_config(config.model), vocab_size=config.vocab_size)
-    return records.environment() | {
-        "device": str(device),
-        "config_hash": configs.digest(config),
-        "config": configs.to_dict(config),
-        "model": model.name,
-        "counts": count_config(model),
-        "seed": config.seed,
-    }
-
-
-def measure(config: BenchModel, device: torch.device, results: Results, say: Say) -> bool:
-    """Parity, then the matrix or B1 to B3; whether parity and B3 passed.
+def measure(
+    config: BenchModel, device: torch.device, make_step: MakeStep, results: Results, say: Say
+) -> bool:
+    """Parity, then the matrix, a grid or B1 to B3; whether parity and B3 passed.
 
     A model that does not agree with its reference loops has no speed.
     """
     say("parity with the reference loops")
     error, verdict = contestants.parity(config, device)
-    results.add(
-        "parity with the reference loops", "", {"value": error, "n": 1, "verdict": verdict}, verdict
-    )
-    if verdict is not Verdict.PASS:
+    fields = {"value": error, "n": 1, "verdict": verdict}
+    results.add("parity with the reference loops", "", fields, verdict)
+    if verdict == Verdict.FAIL:
         return False
-    corpus = prepare(config.data, log=say)
+    if contestants.PEERS in config.against:
+        say("parity of the peers")
+        error, verdict = contestants.peers_parity(config, device)
+        fields = {"value": error, "n": 1, "verdict": verdict}
+        results.add("parity of the peers", "", fields, verdict)
+        if verdict == Verdict.FAIL:
+            config = replace(config, against=_without(config.against, contestants.PEERS))
+    if grid.asked(config):
+        grid.run(config, names(config), device, make_step, results, say)
+        return True
     if config.matrix:
-        return matrix.run(config, corpus, device, results, say)
-    shapes = dict.fromkeys((replace(config, **STUDY), config))
-    for shaped in shapes:
-        throughput(shaped, device, results, say)
-    for shaped in shapes:
-        footprint(shaped, device, results, say)
+        corpus = prepare(config.data, log=say)
+        return matrix.run(config, corpus, device, make_step, results, say)
+    parts = config.only or PARTS
+    shapes = list(dict.fromkeys((replace(config, **STUDY), config)))
+    if device.type == "cuda":
+        shapes = [config]
+    if "B1" in parts:
+        for shaped in shapes:
+            grid.race_at(shaped, names(config), device, make_step, results, say)
+        if device.type == "cuda":
+            launches(config, device, results, say)
+    if "B2" in parts:
+        for shaped in shapes:
+            footprint(shaped, make_step, results, say)
+    return "B3" not in parts or stable(config, device, make_step, results, say)
+
+
+def launches(config: BenchModel, device: torch.device, results: Results, say: Say) -> None:
+    """Kernels that forward and backward of one block start, its channel mixing left out."""
+    for name in (config.model, contestants.PEERS):
+        if name in names(config) and as_config(config.model).layout == "parallel":
+            say(f"launches of a block, {name}")
+            count = gpu.launches(contestants.block_pass(name, config, device))
+            fields = {"what": "launches", "who": name, "value": count, "n": 1}
+            results.add(f"launches of a block, {name}", "", fields, "without its channel mixing")
+
+
+def footprint(config: BenchModel, make_step: MakeStep, results: Results, say: Say) -> None:
+    """B2: peak memory in training and in inference, but for the reference loops."""
+    shape = f"{config.batch_size}x{config.seq_len}"
+    for kind in ("training", "inference"):
+        for name in _without(names(config), "reference"):
+            what = f"B2 {kind} memory {shape}, {name}"
+            say(what)
+            fields, words = memory.record(name, kind == "training", config, make_step)
+            results.add(what, "MiB", fields | {"what": f"{kind} memory", "who": name}, words)
+
+
+def stable(
+    config: BenchModel, device: torch.device, make_step: MakeStep, results: Results, say: Say
+) -> bool:
+    """B3: whether a short run on real text stays finite and learns."""
+    corpus = prepare(config.data, log=say)
     say("B3 stability")
-    outcome = stability.train(config, corpus, device)
+    outcome = stability.train(config, corpus, device, make_step)
     results.add("B3 loss change", "nats", outcome.fields, outcome.note)
     return outcome.fields["verdict"] == Verdict.PASS
-
-
-def throughput(config: BenchModel, device: torch.device, results: Results, say: Say) -> None:
-    """B1: tokens a second in training, inference and decoding, and the ratios to the others."""
-    batch = work.random_batch(config.vocab_size, config.batch_size, config.seq_len, device)
-    shape = f"{config.batch_size}x{config.seq_len}"
-    kinds = (
-        (f"training {shape}", work.training_lap, batch.tokens.numel(), "step"),
-        (f"inference {shape}", work.inference_lap, batch.tokens.numel(), "pass"),
-        (f"decoding 1x1 after {config.seq_len}", work.decode_lap, work.DECODED, "token"),
-    )
-    for kind, make_lap, tokens, unit in kinds:
-        say(f"B1 {kind}")
-        laps = {}
-        for name in names(config):
-            model = contestants.make(name, config, device)
-            laps[name] = make_lap(model, batch, device, config.precision)
-        seconds = race(laps, config.repeats, seconds=config.seconds)
-        for name in laps:
-            rate = speed(seconds[name], tokens)
-            ms = 1e3 * (1 if unit == "token" else tokens) / rate["value"]
-            results.add(f"B1 {kind}, {name}", "tok/s", rate | {"ms": ms}, f"{ms:.1f} ms a {unit}")
-        for name in names(config)[1:]:
-            gain = ratio(seconds[config.model], seconds[name])
-            results.add(f"B1 {kind}, {config.model} over {name}", "x", gain)
-
-
-def footprint(config: BenchModel, device: torch.device, results: Results, say: Say) -> None:
-    """B2: peak memory in training and in inference, but for the reference loops."""
-    for kind in ("training", "inference"):
-        for name in (name for name in names(config) if name != "reference"):
-            what = f"B2 {kind} memory {config.batch_size}x{config.seq_len}, {name}"
-            say(what)
-            results.add(what, "MiB", *memory.record(name, kind == "training", config))
 
 
 def names(config: BenchModel) -> list[str]:
     """The contestants, the model itself first."""
     return list(dict.fromkeys((config.model, *config.against)))
+
+
+def _without(names: list[str] | tuple[str, ...], dropped: str) -> tuple[str, ...]:
+    return tuple(name for name in names if name != dropped)

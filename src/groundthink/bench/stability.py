@@ -11,17 +11,15 @@ import torch
 
 from groundthink.bench import contestants
 from groundthink.bench.config import BenchModel
-from groundthink.bench.work import Training
+from groundthink.bench.work import MakeStep
 from groundthink.data.corpora import Corpus
-from groundthink.data.stream import Batch, Lanes
+from groundthink.data.stream import Lanes
 from groundthink.verdicts.statistics import t_mean
-from groundthink.verdicts.thresholds import Threshold
+from groundthink.verdicts.thresholds import THRESHOLDS
 from groundthink.verdicts.verdict import Verdict, decide
 
 ENDS = 10  # losses averaged at the start and at the end
-LEARNS = Threshold(
-    "B3", "loss change", "nats", (-math.inf, 0), (-math.inf, 0), "the loss ends below its start"
-)
+LEARNS = THRESHOLDS["B3", "loss change"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,9 @@ class Stability:
             "end": start + change.value,
             "grad_norm": float(np.median(self.norms)) if self.norms else math.nan,
             "grad_norm_max": max(self.norms, default=math.nan),
-            "verdict": str(decide(change, LEARNS) if self.finite else Verdict.FAIL),
+            "verdict": str(
+                decide(change, THRESHOLDS["B3", "loss change"]) if self.finite else Verdict.FAIL
+            ),
         }
 
     @property
@@ -69,19 +69,20 @@ class Stability:
         )
 
 
-def train(config: BenchModel, corpus: Corpus, device: torch.device) -> Stability:
+def train(
+    config: BenchModel, corpus: Corpus, device: torch.device, make_step: MakeStep
+) -> Stability:
     """Train the model of a config on the training text for `config.steps` steps."""
     vocab_size = corpus.tokenizer.vocab_size
     model = contestants.make(config.model, replace(config, vocab_size=vocab_size), device)
-    training = Training(model, device, config.precision)
+    step = make_step(model, device, config.precision)
     lanes = Lanes(corpus.splits["train"], config.batch_size, config.seq_len, config.seed)
     losses, norms = [], []
     for _ in range(config.steps):
-        batch = Batch(*(x.to(device) for x in lanes.next()))
-        loss, norm = training.step(batch)
-        losses.append(loss.item())
-        if norm.isfinite() or not training.scaler.is_enabled():
-            norms.append(norm.item())
+        loss, norm = step(lanes.next())
+        losses.append(loss)
+        if math.isfinite(norm) or config.precision != "fp16":
+            norms.append(norm)
         if not all(map(math.isfinite, (losses[-1], *norms[-1:]))):
             return Stability(losses, norms, finite=False)
     return Stability(losses, norms, finite=True)

@@ -1,23 +1,37 @@
-"""The work that is timed: a training step, a forward pass, and decoding token by token."""
+"""The work that is timed: a training step and a forward pass."""
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from groundthink.bench.measure import Lap, stopwatch
 from groundthink.data.stream import Batch
 
-LR, CLIP = 1e-3, 1.0
-DECODED = 32  # tokens in one lap of decoding
+
+class Step(Protocol):
+    """One optimizer step of training; a recurrent model carries its detached state on."""
+
+    optimizer: torch.optim.Optimizer
+
+    def __call__(self, batch: Batch) -> tuple[float, float]:
+        """Loss in nats per token, and the norm of the whole gradient before clipping."""
+        ...
 
 
-def random_batch(vocab_size: int, batch: int, length: int, device: torch.device) -> Batch:
+class MakeStep(Protocol):
+    """What makes a step; a bench is handed the one of `groundthink train`."""
+
+    def __call__(self, model: nn.Module, device: torch.device, precision: str) -> Step: ...
+
+
+def random_batch(vocab_size: int, batch: int, length: int) -> Batch:
     """Random tokens and the ones after them, with one document boundary, as text has it."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocab_size, (batch, length + 1), generator=generator).to(device)
-    reset = torch.zeros(batch, length, dtype=torch.bool, device=device)
+    tokens = torch.randint(vocab_size, (batch, length + 1), generator=generator)
+    reset = torch.zeros(batch, length, dtype=torch.bool)
     reset[0, length // 2] = True
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), reset)
 
@@ -28,63 +42,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-class Training:
-    """Steps of AdamW with clipped gradients; a recurrent model carries its detached state on."""
-
-    def __init__(self, model: nn.Module, device: torch.device, precision: str = "fp32"):
-        self.model, self.device, self.precision = model.train(), device, precision
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=LR, fused=True)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.state = None
-
-    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One optimizer step; loss in nats per token and gradient norm before clipping."""
-        self.optimizer.zero_grad()
-        loss, _ = self.forward_backward(batch)
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return loss, norm
-
-    def forward_backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss and logits [B, T, V], with the gradients left in the parameters."""
-        with autocast(self.device, self.precision):
-            logits, state = self.model(batch.tokens, self.state, batch.reset)
-        self.state = state.detach() if self.model.recurrent else None
-        loss = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten())
-        self.scaler.scale(loss).backward()
-        return loss.detach(), logits.detach()
-
-
-def training_lap(model: nn.Module, batch: Batch, device: torch.device, precision: str) -> Lap:
-    """One optimizer step a lap."""
-    training = Training(model, device, precision)
-    return lambda: stopwatch(lambda: training.step(batch), device)
+def training_lap(step: Step, batch: Batch, device: torch.device) -> Lap:
+    """One optimizer step a lap, with the way of the batch to the device."""
+    return lambda: stopwatch(lambda: step(batch), device)
 
 
 def inference_lap(model: nn.Module, batch: Batch, device: torch.device, precision: str) -> Lap:
     """One forward pass without gradients a lap."""
+    tokens = batch.tokens.to(device)
 
     def forward() -> None:
         with torch.no_grad(), autocast(device, precision):
-            model(batch.tokens)
+            model(tokens)
 
     return lambda: stopwatch(forward, device)
-
-
-def decode_lap(model: nn.Module, batch: Batch, device: torch.device, precision: str) -> Lap:
-    """DECODED tokens of one sequence a lap, one by one, after a prompt that is not timed."""
-    prompt = batch.tokens[:1]
-    token = prompt[:, :1]
-
-    def decode(state: object) -> None:
-        for _ in range(DECODED):
-            _, state = model(token, state)
-
-    def lap() -> float:
-        with torch.no_grad(), autocast(device, precision):
-            _, state = model(prompt, model.init_state(1))  # pyright: ignore
-            return stopwatch(lambda: decode(state), device)
-
-    return lap

@@ -37,8 +37,11 @@ def pick(op: str, table: Mapping[str, Op], backend: str, device: torch.device) -
 
 
 def around(backend: str) -> str:
-    """The backend of the ops around a recurrence that runs on `backend`: they have no chunks."""
-    return "eager" if backend == "chunked" else backend
+    """The backend of the ops around a recurrence that runs on `backend`: they have no chunks, and
+    choose for themselves where the recurrence runs on one that only it has."""
+    if backend == "chunked":
+        return "eager"
+    return backend if backend in ("reference", "triton") else "auto"
 
 
 def able(table: Mapping[str, Op], device: torch.device) -> list[str]:

@@ -152,6 +152,8 @@ TABLE = (
               "nothing can be known about labels drawn at random"),
     Threshold("flow", "information share", "", (0.2, 1), (0.05, 1),
               "the study's line: a fifth of what both know for each branch, a twentieth is dead"),
+    Threshold("flow", "coupling share", "", (0.4, 0.6), (0.2, 0.8),
+              "the study's line: a branch below a fifth of all gradient times state is unused"),
     Threshold("flow", "gain over untrained", "bits", (0.01, math.inf), ANY,
               "what random weights know of the next token was not learnt"),
     Threshold("flow", "value against zeroing", "", (0.5, 1), ANY,
