@@ -24,6 +24,18 @@ GATES = {
     "G3": "training",
     "G3.5": "state health",
     "G4": "gradient balance",
+    "S0": "state shapes",
+    "S1": "state size",
+    "S2": "state variation",
+    "S3": "determinism",
+    "S3b": "gradient through the state",
+    "S4": "contribution of the states",
+    "S4b": "persistence",
+    "D1": "state divergence",
+    "D2": "state collapse",
+    "D3": "component interaction",
+    "D4a": "length",
+    "D4b": "influence",
 }
 SAMPLES = 8
 """Most samples that a page shows."""
