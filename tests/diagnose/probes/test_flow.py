@@ -123,7 +123,7 @@ def test_the_probe_gives_records_and_controls() -> None:
     assert found["current"]["both"]["value"] > 0.5 > abs(found["current"]["shuffled"]["value"])
     assert found["next"]["both"]["value"] == pytest.approx(0, abs=0.1), "the text is random"
     names = {row["name"] for kind, row in rows if kind == "finding"}
-    assert names >= {"shuffled information, next", "gain over untrained", "value against zeroing"}
+    assert names >= {"shuffled information, next", "gain over untrained", "coupling share, rwkv6"}
 
 
 def test_what_does_not_apply_is_skipped_and_too_little_is_said() -> None:

@@ -284,7 +284,12 @@ def _coupled(
         fields |= {"taus": list(TAUS), "credit": bounds_of(credit)}
         fields["half_life"] = half_life_of(credit, list(TAUS))
         rows.append(("coupling", {"layer": layer, "branch": branch, **fields}))
-    return rows, [_agreement(list(found.values()), clusters)]
+    findings = [_agreement(list(found.values()), clusters)]
+    own = [state.share for (_, branch), state in found.items() if branch == BRANCHES[0]]
+    if 0 < len(own) < len(found):
+        share = bootstrap_mean((torch.stack(own).sum(0) / total).cpu(), clusters)
+        findings.append(judge("flow", "coupling share", share, where=BRANCHES[0]))
+    return rows, findings
 
 
 def _agreement(found: Sequence[Coupling], clusters: list[int]) -> Finding:

@@ -100,23 +100,23 @@ def _map(branches: dict[str, list[Record]], reads: list[Record]) -> Figure:
         "moves when this one state is exchanged with that of a run that was told another value; "
         "empty where nothing is recalled."
     )
-    return Figure("memory-map", title, caption, traces, layout, height=620, wide=True)
+    return Figure("memory-map", title, caption, traces, layout, height=580, wide=True)
 
 
 def _place(layout: Json, number: int, row: tuple[int, int], column: tuple[int, int]) -> None:
     """The axes of a panel in a grid; (index, count) of its row and column."""
     suffix = number if number > 1 else ""
-    height, width = 1 / row[1], 1 / column[1]
-    top, left = 1 - row[0] * height, column[0] * width
+    pitch, width = 1 / (row[1] - 0.26), 1 / column[1]  # without the gap under the last row
+    top, left = 1 - row[0] * pitch, column[0] * width
     last = row[0] == row[1] - 1
     layout[f"xaxis{suffix}"] = {
         "type": "category",
         "domain": [left, left + (0.94 if column[1] > 1 else 1) * width],
         "anchor": f"y{suffix}",
-        "title": {"text": "tokens after the fact" if last else ""},
+        "title": {"text": "tokens on" if last else ""},
     }
     layout[f"yaxis{suffix}"] = {
-        "domain": [top - 0.74 * height, top],
+        "domain": [max(0, top - 0.74 * pitch), top],
         "anchor": f"x{suffix}",
         "nticks": 6,
         "tickformat": "d",
