@@ -19,9 +19,7 @@ T = 16
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    monkeypatch.setattr(dynamics, "PAIRS", 8)
     monkeypatch.setattr(dynamics, "LENGTH", 64)
-    monkeypatch.setattr(state_tests, "SEQUENCES", 32)
     monkeypatch.setattr(state_tests, "TOKENS", 40)
 
 

@@ -20,7 +20,6 @@ ALWAYS = ("S0", "S1", "S2", "S3", "S3b", "S4b")
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     monkeypatch.setattr(state_tests, "ROWS", 8)
-    monkeypatch.setattr(state_tests, "SEQUENCES", 32)
     monkeypatch.setattr(state_tests, "TOKENS", 40)
 
 
@@ -99,7 +98,7 @@ def test_a_branch_whose_state_nobody_reads_fails():
     for block in model.blocks:
         block.rwkv6.receptance.weight.data.zero_()
         block.rwkv6.time_faaaa.data.zero_()
-    findings = {f.name: f for f in state_tests.contribution(planted.subject(model))}
+    findings = {f.name: f for f in state_tests.contribution(planted.subject(model, length=80))}
     assert findings["loss without RWKV-6"].verdict is Verdict.FAIL
     assert abs(findings["loss without RWKV-6"].value) < 1e-6
     assert findings["loss without Mamba-2"].value != 0

@@ -15,6 +15,10 @@ class Check:
     """gates, states, diagnostics, or graduation, which is made of the first two."""
     only: tuple[str, ...] = ()
     """Ids of the gates to run (groundthink list gates), of whatever suite; all of it if empty."""
+    data: str = ""
+    """Corpus to read instead of the held-out text of the run: a file, folder, glob or name."""
+    samples: int = 64
+    """Stretches of text that a diagnostic reads; ablations read twice as many."""
     allow_untrained: bool = False
     """Also run gates that mean nothing on an untrained model; every note then says so."""
     device: str = "auto"

@@ -25,8 +25,8 @@ from groundthink.verdicts.statistics import Paired, bootstrap_mean
 from groundthink.verdicts.thresholds import THRESHOLDS
 from groundthink.verdicts.verdict import Finding, Verdict, decide, judge, skipped
 
-PAIRS, LENGTH = 32, 256
-"""Pairs of texts whose last states D2 compares, and their length."""
+LENGTH = 256
+"""Length of the texts whose last states are compared, or emptied."""
 SCORED = 32
 """Tokens at the end of each text that D4a predicts with more and more context."""
 SHORT, LONG = 8, 128
@@ -66,7 +66,7 @@ def diverged(grown: Growth) -> list[Finding]:
 @torch.no_grad()
 def collapse(subject: Subject) -> list[Finding]:
     """States depend on the text, and no less than at the first checkpoint that was kept."""
-    texts, clusters = subject.stretches(2 * PAIRS, LENGTH)
+    texts, clusters = subject.stretches(subject.samples // 2 * 2, LENGTH)
     now = input_share(subject.model, texts)
     if not now:
         return [skipped("D2", "input share", "no recurrent branch")]
@@ -179,7 +179,7 @@ def reach(subject: Subject) -> list[Finding]:
     ]
     if not parallel(subject.model):
         return findings
-    texts, clusters = subject.stretches(2 * PAIRS, LENGTH)
+    texts, clusters = subject.stretches(subject.samples, LENGTH)
     flows = {name: x.numpy() for name, x in flow(subject.model, texts, LENGTH * 3 // 4).items()}
     paired = Paired(flows, clusters)
     note = " and ".join(f"{flows[name].mean():.2g} nats without {name}" for name in BRANCHES)
@@ -192,7 +192,7 @@ def lags_of(subject: Subject) -> tuple[list[int], Tensor, list[int]]:
     lags = [lag for lag in LAGS if lag <= limit]
     while True:
         try:
-            return lags, *subject.stretches(PAIRS, EDIT + lags[-1] + 1)
+            return lags, *subject.stretches(subject.samples // 2, EDIT + lags[-1] + 1)
         except UserError:
             lags = lags[:-1]
             if not lags:

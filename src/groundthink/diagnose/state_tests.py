@@ -22,8 +22,8 @@ from groundthink.verdicts.verdict import Finding, judge, skipped
 ROWS, LENGTH = 32, 256
 """Rows of text whose last states are compared."""
 LENGTHS = (1, 7, 64)
-SEQUENCES, TOKENS = 128, 128
-"""Texts that an ablation is measured on, and their length."""
+TOKENS = 128
+"""Length of the texts that an ablation is measured on."""
 EDIT, LAGS = 32, (16, 64, 192)
 """Position of the token that S4b replaces, and how much later the state is compared."""
 JUDGED = 64
@@ -147,7 +147,7 @@ def contribution(subject: Subject) -> list[Finding]:
 def ablation(subject: Subject, id: str, modes: dict[str, tuple[str, Replace]]) -> list[Finding]:
     """Loss without each branch, and the share of RWKV-6 in both, for each mode (site, what stands
     in for the part)."""
-    texts, clusters = subject.stretches(SEQUENCES, TOKENS)
+    texts, clusters = subject.stretches(2 * subject.samples, TOKENS)
     whole = cut_losses(subject, texts)
     findings = []
     for mode, (site, replace) in modes.items():
