@@ -10,8 +10,9 @@ from diagnose.subjects import text
 from toys import randomized, small
 
 from groundthink.diagnose.balance import Balance
-from groundthink.diagnose.components import component, grad_rms, ratio
+from groundthink.diagnose.components import grad_rms, ratio
 from groundthink.models.build import build
+from groundthink.models.components import branch
 
 TOKENS = text(1, 2, 24)[0]
 
@@ -44,10 +45,10 @@ def test_gradients_are_root_mean_squares_over_each_component():
 
 
 def test_norms_and_gains_of_a_branch_are_not_its_parameters():
-    assert component("blocks.3.rwkv6.key.weight") == "rwkv6"
-    assert component("blocks.3.mamba2.A_log") == "mamba2"
+    assert branch("blocks.3.rwkv6.key.weight") == "rwkv6"
+    assert branch("blocks.3.mamba2.A_log") == "mamba2"
     for name in ("blocks.0.branch_norm.rwkv6.weight", "blocks.0.fusion.mamba_gain", "embed.weight"):
-        assert component(name) == "other"
+        assert branch(name) == "other"
 
 
 @pytest.mark.parametrize(("variant", "gate"), [("gf-mh", 0.3), ("gf-xr", 0.97), ("hgf-rh", 0.7)])

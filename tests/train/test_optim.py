@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from groundthink.models.build import build
+from groundthink.models.components import branch
 from groundthink.models.config import ModelConfig
 from groundthink.train.config import TrainConfig
 from groundthink.train.optim import (
     adamw,
-    component,
     decays,
     factor,
     parameter_groups,
@@ -56,13 +56,7 @@ def test_learning_rates_follow_component_and_decay_base():
     expected = {"rwkv6": 3e-3, "mamba2": 5e-4, "other": 1e-3}
     for name, p in net.named_parameters():
         twofold = 2 if name.endswith("time_decay") else 1
-        assert lr[id(p)] == pytest.approx(twofold * expected[component(name)]), name
-
-
-def test_component_of_a_name():
-    assert component("blocks.3.rwkv6.key.weight") == "rwkv6"
-    assert component("blocks.3.mamba2") == "mamba2"
-    assert component("blocks.3.fusion.gate.proj.weight") == component("embed.weight") == "other"
+        assert lr[id(p)] == pytest.approx(twofold * expected[branch(name)]), name
 
 
 def test_cosine_reaches_peak_and_floor():

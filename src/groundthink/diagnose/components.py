@@ -1,4 +1,4 @@
-"""Which branch a module belongs to, and gradients by branch."""
+"""The branches of a model, and gradients by branch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,13 @@ import math
 import torch
 from torch import nn
 
-BRANCHES = ("rwkv6", "mamba2")
-
-
-def component(name: str) -> str:
-    """The branch that owns a parameter, or "other": branch norms and fusions belong to neither."""
-    parts = name.split(".")
-    return parts[2] if parts[0] == "blocks" and parts[2] in BRANCHES else "other"
+from groundthink.models.components import BRANCHES, branch
 
 
 def branches(model: nn.Module) -> list[str]:
     """The branches that any block of the model has."""
-    present = {component(name) for name, _ in model.named_parameters()}
-    return [branch for branch in BRANCHES if branch in present]
+    present = {branch(name) for name, _ in model.named_parameters()}
+    return [name for name in BRANCHES if name in present]
 
 
 def parallel(model: nn.Module) -> bool:
@@ -32,7 +26,7 @@ def grad_rms(model: nn.Module) -> dict[str, float]:
     grads: dict[str, list[torch.Tensor]] = {}
     sizes: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        part = component(name)
+        part = branch(name)
         sizes[part] = sizes.get(part, 0) + parameter.numel()
         if parameter.grad is not None:
             grads.setdefault(part, []).append(parameter.grad)
@@ -42,7 +36,7 @@ def grad_rms(model: nn.Module) -> dict[str, float]:
 
 def ratio(rms: dict[str, float]) -> float | None:
     """R/M of a quantity by component; None without both branches, infinite if Mamba's is 0."""
-    if not all(branch in rms for branch in BRANCHES):
+    if not all(name in rms for name in BRANCHES):
         return None
-    r, m = (rms[branch] for branch in BRANCHES)
+    r, m = (rms[name] for name in BRANCHES)
     return r / m if m else (math.inf if r else math.nan)

@@ -11,13 +11,7 @@ from groundthink.layers.attention import Attention
 from groundthink.layers.mamba2 import Mamba2
 from groundthink.layers.rwkv6 import RWKV6
 from groundthink.models.base import LanguageModel
-
-COMPONENTS = ("rwkv6", "mamba2", "attention", "fusion", "ffn")
-
-
-def component(name: str) -> str:
-    """The component that owns a parameter, by its dotted name; norms and embeddings are "other"."""
-    return next((c for c in COMPONENTS if f".{c}." in name), "other")
+from groundthink.models.components import COMPONENTS, component
 
 
 def count(model: LanguageModel, context: int = 1024) -> dict[str, Any]:

@@ -8,16 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from groundthink.models.components import branch
 from groundthink.train.config import TrainConfig
 
 FUSED = ("cuda", "cpu", "mps", "xpu")
 """Device types on which torch has a fused AdamW kernel."""
-
-
-def component(name: str) -> str:
-    """The part of the model that a dotted parameter or module name belongs to."""
-    path = f".{name}."
-    return next((part for part in ("rwkv6", "mamba2") if f".{part}." in path), "other")
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -38,7 +33,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     groups: dict[tuple[str, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         part, decayed, twofold = (
-            component(name),
+            branch(name),
             decays(name, parameter),
             name.endswith("rwkv6.time_decay"),
         )

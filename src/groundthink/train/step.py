@@ -15,11 +15,12 @@ from torch.func import functional_call
 from groundthink.data.stream import Batch
 from groundthink.layers.state import State
 from groundthink.models.base import LanguageModel
+from groundthink.models.components import branch
 from groundthink.train.config import TrainConfig
 from groundthink.train.graph import Graph, recordable
 from groundthink.train.half import castable, halves
 from groundthink.train.loss import Objective
-from groundthink.train.optim import adamw, component, set_lr, step_unless
+from groundthink.train.optim import adamw, set_lr, step_unless
 
 
 class Observer(Protocol):
@@ -39,7 +40,7 @@ class NonFinite(Exception):
     """The loss or the gradient is NaN or infinite; the weights are still those before the step."""
 
     def __init__(self, what: str, module: str):
-        super().__init__(f"{what} is not finite, first in {module} ({component(module)})")
+        super().__init__(f"{what} is not finite, first in {module} ({branch(module)})")
 
 
 @dataclass(frozen=True)
