@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -72,7 +70,7 @@ def test_the_peers_enter_both_tables_and_auto_passes_them_by(bench, monkeypatch)
         monkeypatch.setattr(contestants.peers, name, other(op))
     monkeypatch.setattr(contestants.peers, "mamba_step", other(ssd))
     try:
-        error, verdict = contestants.peers_parity(replace(bench, seq_len=70), CPU)
+        error, verdict = contestants.parity("peers", bench, CPU)
         assert error < 1e-4 and verdict == "PASS" and set(calls) == {"wkv6", "ssd"}
         assert next(iter(WKV6_BACKENDS)) == next(iter(SSD_BACKENDS)) == "peers"
         calls.clear()

@@ -162,18 +162,13 @@ def enter_peers() -> None:
         table.update({PEERS: op, **rest})  # the first of a table is what `auto` takes last
 
 
-def parity(config: BenchModel, device: torch.device) -> tuple[float, Verdict]:
-    """How far the model is from its reference loops in fp32 (`distance`), and the verdict."""
-    plain = replace(config, compile=False, precision="fp32")
-    error = distance(config.model, "reference", plain, PARITY_SHAPE, device)
-    return error, decide(exact(error), THRESHOLDS["G1", "pieces against whole"])
-
-
-def peers_parity(config: BenchModel, device: torch.device) -> tuple[float, Verdict]:
-    """How far the model on the peers' operators is from ours, at the precision of the race."""
-    plain = replace(config, compile=False)
-    error = distance(PEERS, config.model, plain, (2, config.seq_len), device)
-    return error, decide(exact(error), THRESHOLDS["parity", "half model"])
+def parity(name: str, config: BenchModel, device: torch.device) -> tuple[float, Verdict]:
+    """How far a form of the model is from its reference loops (`distance`), at the precision of
+    the race, and the verdict."""
+    exactly = config.precision == "fp32" and name != PEERS
+    key = ("G1", "pieces against whole") if exactly else ("parity", "half model")
+    error = distance(name, "reference", replace(config, compile=False), PARITY_SHAPE, device)
+    return error, decide(exact(error), THRESHOLDS[key])
 
 
 def distance(

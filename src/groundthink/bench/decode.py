@@ -138,7 +138,8 @@ def measure(
         except RuntimeError as error:  # memory that does not suffice for keys and values
             rows[f"{name} eager"] = where | {"mode": "eager", "value": None, "n": 0}
             rows[f"{name} eager"]["note"] = f"cannot run: {first_line(error)}"
-    seconds = race(laps, config.repeats, seconds=config.seconds)
+    device = next(next(iter(models.values())).parameters()).device
+    seconds = race(laps, config.repeats, device, seconds=config.seconds)
     best = next((key for key in laps if key == f"{config.model} graph"), f"{config.model} eager")
     for key, row in rows.items():
         if key in seconds:

@@ -99,7 +99,7 @@ def race_at(
     for kind in ("training", "inference"):
         say(f"B1 {kind} {shape}")
         laps = {name: getattr(entrant, kind) for name, entrant in entrants.items()}
-        seconds = race(laps, config.repeats, seconds=config.seconds) if laps else {}
+        seconds = race(laps, config.repeats, device, seconds=config.seconds)
         found = add_speeds(kind, shape, config, seconds, entrants, results)
         rates = rates or found
     entrants.clear()

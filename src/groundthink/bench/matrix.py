@@ -50,7 +50,7 @@ def run(
     if not laps:
         return False
     say("training")
-    seconds = race(laps, config.repeats, seconds=config.seconds)
+    seconds = race(laps, config.repeats, device, seconds=config.seconds)
     for name in laps:
         changed = configs[name]
         tokens = changed.batch_size * changed.seq_len

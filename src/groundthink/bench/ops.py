@@ -163,7 +163,7 @@ def measure(
             laps |= {f"{name} {kind}": lap for kind, lap in times}
     del oracle
     say(f"{case.name}, race")
-    seconds = race(laps, config.repeats, warmup=config.warmup, seconds=config.seconds)
+    seconds = race(laps, config.repeats, device, warmup=config.warmup, seconds=config.seconds)
     first = next(iter(rows))
     for name, row in rows.items():
         finish(row, first, name, seconds, case, context)
@@ -181,7 +181,7 @@ def examine(
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     first = time.perf_counter() - start
-    errors = [relative_rms(x, exact) for x, exact in zip(found, oracle, strict=True)]
+    errors = [relative_rms(x, truth) for x, truth in zip(found, oracle, strict=True)]
     del found
     kind = "fp32" if context.dtype == torch.float32 else "half"
     error = {"forward": max(errors[:2]), "gradient": max(errors[2:])}
