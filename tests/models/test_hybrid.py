@@ -139,7 +139,10 @@ def test_balanced_init_starts_both_output_projections_alike():
     assert float(r.std()) * 64**0.5 == pytest.approx(float(m.std()) * 128**0.5, rel=0.05)
     published = build(small("gf", init="published"))
     assert not published.blocks[0].rwkv6.output.weight.any()
-    assert published.blocks[0].mamba2.out_proj.weight.any()
+    for model, additions in ((published, 4), (build(small("mamba2")), 2)):
+        weight = model.blocks[0].mamba2.out_proj.weight
+        bound = (weight.shape[1] * additions) ** -0.5
+        assert 0.95 * bound < weight.abs().max() <= bound
 
 
 @pytest.mark.parametrize(
