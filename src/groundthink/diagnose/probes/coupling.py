@@ -25,7 +25,7 @@ TAUS = (1, 2, 4, 8, 16, 32, 64)
 """Tokens after the state whose losses are traced back to it."""
 SOON = 16
 """Tokens after the state whose loss its value is taken over."""
-STRIDE = 2
+STRIDE = 4
 """Tokens between the states whose writes are set against their credit."""
 LENGTH = BEFORE + TAUS[-1] + 1
 """Tokens of a text, the last target included."""
@@ -85,19 +85,19 @@ def _of_few(model: LanguageModel, texts: Tensor) -> dict[Site, Coupling]:
 
 
 def _writes(model: LanguageModel, texts: Tensor, sites: list[Site]) -> dict[Site, Tensor]:
-    """`Coupling.write`, over states from `BEFORE` on whose whole credit window lies in the text."""
+    """`Coupling.write`, over the states from `BEFORE` on with `SOON` tokens after them."""
+    end = texts.shape[1] - 1
     with torch.no_grad():
         state = model.features(texts[:, :BEFORE])[1]
-    last = texts.shape[1] - 1 - texts[:, BEFORE:].shape[1] // 2
     states, total = [], texts.new_zeros((), dtype=torch.float32)
     with torch.enable_grad():
         state = _watched(state, sites)[0]
-        for at in range(BEFORE, texts.shape[1] - 1, STRIDE):
-            if at <= last:
+        for at in range(BEFORE, end, STRIDE):
+            if at + SOON <= end:
                 states.append([matrix(state, site) for site in sites])
-            end = min(at + STRIDE, texts.shape[1] - 1)
-            hidden, state = model.features(texts[:, at:end], state)
-            total = total + _token_losses(model, hidden, texts[:, at + 1 : end + 1]).sum()
+            then = min(at + STRIDE, end)
+            hidden, state = model.features(texts[:, at:then], state)
+            total = total + _token_losses(model, hidden, texts[:, at + 1 : then + 1]).sum()
         flat = [x for xs in states for x in xs]
         slopes = torch.autograd.grad(total, flat)
     found = {}
