@@ -55,8 +55,9 @@ def made(*branches: str, share: float | None = 0.25) -> dict:
 
 def test_titles_state_what_the_records_hold() -> None:
     figures = {figure.id: figure.title for figure in section(made("rwkv6", "mamba2")).figures}
-    assert figures["memory-map"].endswith(
-        "0.75 in layer 1 of RWKV-6 and 0.75 in layer 1 of Mamba-2, of 2.0 bits"
+    assert figures["memory-map"] == (
+        "16 tokens on, of 2.0 bits a probe finds 0.75 in layer 1 of RWKV-6 "
+        "and 0.75 in layer 1 of Mamba-2"
     )
     assert figures["memory-curves-rwkv6"].endswith("half for 20 tokens; a probe finds half for 6.0")
     assert "gains 0.050 nats" in figures["memory-recall"]

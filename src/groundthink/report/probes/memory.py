@@ -93,7 +93,7 @@ def _map(branches: dict[str, list[Record]], reads: list[Record]) -> Figure:
             )
             _place(layout, number, (place, len(panels)), (column, len(branches)))
             layout["annotations"].append(_label(f"{name}: {label}", x, y, color))
-    title = f"{AT} tokens after the fact a probe finds {' and '.join(best)}, of {sig(most, 2)} bits"
+    title = f"{AT} tokens on, of {sig(most, 2)} bits a probe finds {' and '.join(best)}"
     caption = (
         "Top: median share that the decays alone leave. Middle: held-out information about which "
         f"value was told, full colour at {sig(most, 2)} bits. Bottom: share of the answer that "
