@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundthink.errors import UserError
-from groundthink.layers.norms import GatedRMSNorm
-from groundthink.ops.conv import conv_silu_dt
+from groundthink.layers.norms import GatedRMSNorm, product_dtype
+from groundthink.ops.conv import conv_silu_dt, parts
 from groundthink.ops.dispatch import around
 from groundthink.ops.ssd import ssd
 
@@ -91,14 +91,20 @@ class Mamba2(nn.Module):
             "conv": weight.new_zeros(batch, weight.shape[0], weight.shape[2] - 1),
         }
 
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The gate z, what is convolved, and the step sizes, from x [B, T, C]."""
+        weight, sizes = self.in_proj.weight, self.splits[0]
+        if x.shape[1] == 1 and not torch.is_grad_enabled():
+            return F.linear(x, weight).split(sizes, dim=-1)
+        return parts(x.to(product_dtype(x)), weight, sizes, backend=around(self.backend))
+
     def forward(
         self, x: Tensor, state: dict[str, Tensor] | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """x [B, T, C] -> y [B, T, C] and the state after the last token."""
         state = state or self.init_state(x.shape[0])
         around_it = around(self.backend)
-        # Three products: a gradient that is cut from one would first be gathered for it.
-        z, xbc, dt = (F.linear(x, w) for w in self.in_proj.weight.split(self.splits[0]))
+        z, xbc, dt = self.project(x)
         xbc, dt, window = conv_silu_dt(
             xbc,
             dt,

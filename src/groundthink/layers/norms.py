@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from groundthink.errors import unknown
-from groundthink.ops.norm import gated_rms_norm, head_norm_gate, rms_norm
+from groundthink.ops.norm import gated_rms_norm, head_norm_gate, residual_norm, rms_norm
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -63,6 +63,18 @@ class GatedRMSNorm(nn.Module):
     def forward(self, y: Tensor, z: Tensor, backend: str = "auto") -> Tensor:
         """y and its gate z, both [B, T, D] -> [B, T, D]."""
         return gated_rms_norm(y, z, self.weight, self.groups, self.eps, backend=backend)
+
+
+def listened(module: nn.Module) -> bool:
+    """Whether the module or a part of it has a forward hook."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
+def entered(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The residual stream x and its norm, for a layer that reads the norm and adds to x."""
+    if isinstance(norm, RMSNorm) and not listened(norm):
+        return residual_norm(x, norm.weight, norm.eps, dtype=product_dtype(x))
+    return x, norm(x)
 
 
 NORMS = {"rms": RMSNorm, "layer": LayerNorm}

@@ -49,9 +49,9 @@ class RWKV6(nn.Module):
         self.time_decay_w1 = nn.Parameter(torch.empty(d_model, decay))
         self.time_decay_w2 = nn.Parameter(torch.empty(decay, d_model))
         self.time_faaaa = nn.Parameter(torch.empty(self.heads))
-        self.receptance = nn.Linear(d_model, d_model, bias=False)
         self.key = nn.Linear(d_model, d_model, bias=False)
         self.value = nn.Linear(d_model, d_model, bias=False)
+        self.receptance = nn.Linear(d_model, d_model, bias=False)
         self.gate = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
         self.ln_x = HeadNorm(d_model, eps=64e-5)  # 1e-5 * 8^2: y is not divided by 8 before it

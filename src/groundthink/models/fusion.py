@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from groundthink.ops.fusion import token_gate
+from groundthink.layers.norms import listened
+from groundthink.ops.fusion import branch_gains, channel_gate, token_gate
 
 
 class Fusion(nn.Module):
@@ -43,9 +44,11 @@ class Fusion(nn.Module):
         return r_part / (r_part + m_part)
 
 
-def _listened(module: nn.Module) -> bool:
-    """Whether the module or a part of it has a forward hook."""
-    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+def _weights(norms: nn.ModuleList | None) -> tuple[Tensor | None, Tensor | None, float]:
+    """Weights of the two norms and their epsilon; nothing without norms."""
+    if norms is None:
+        return None, None, 0.0
+    return norms[0].weight, norms[1].weight, norms[0].eps  # pyright: ignore
 
 
 class Gains(Fusion):
@@ -63,6 +66,13 @@ class Gains(Fusion):
     def parts(self, r: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         return self.rwkv_gain * r, self.mamba_gain * m
 
+    def join(self, x: Tensor, r: Tensor, m: Tensor, norms: nn.ModuleList | None) -> Tensor:
+        """In one pass, unless somebody listens to a part of it."""
+        if listened(self) or (norms is not None and listened(norms)):
+            return super().join(x, r, m, norms)
+        norm_r, norm_m, eps = _weights(norms)
+        return branch_gains(x, r, m, norm_r, norm_m, self.rwkv_gain, self.mamba_gain, eps)
+
 
 class Gate(nn.Module):
     """sigmoid(W [r; m] + b), the RWKV share; W = 0 and b = logit(gate_init) at step 0."""
@@ -71,9 +81,13 @@ class Gate(nn.Module):
         super().__init__()
         self.proj = nn.Linear(2 * d_model, width)
 
-    def forward(self, r: Tensor, m: Tensor) -> Tensor:
+    def logits(self, r: Tensor, m: Tensor) -> Tensor:
+        """W [r; m] + b."""
         w_r, w_m = self.proj.weight.chunk(2, dim=1)
-        return torch.sigmoid(nn.functional.linear(r, w_r, self.proj.bias) + m @ w_m.t())
+        return nn.functional.linear(r, w_r, self.proj.bias) + nn.functional.linear(m, w_m)
+
+    def forward(self, r: Tensor, m: Tensor) -> Tensor:
+        return torch.sigmoid(self.logits(r, m))
 
 
 class Gated(Fusion):
@@ -98,12 +112,11 @@ class Gated(Fusion):
 
     def join(self, x: Tensor, r: Tensor, m: Tensor, norms: nn.ModuleList | None) -> Tensor:
         """In one pass, unless somebody listens to a part of it."""
-        if self.width is None or _listened(self) or (norms is not None and _listened(norms)):
+        if listened(self) or (norms is not None and listened(norms)):
             return super().join(x, r, m, norms)
-        norm_r, norm_m = (None, None) if norms is None else (norm.weight for norm in norms)
-        eps = 0.0 if norms is None else norms[0].eps
+        norm_r, norm_m, eps = _weights(norms)
         proj = self.gate.proj
-        return token_gate(x, r, m, norm_r, norm_m, proj.weight, proj.bias, eps)[0]  # pyright: ignore
+        return token_gate(x, r, m, norm_r, norm_m, proj.weight, proj.bias, eps)[0]
 
     def share(self, r: Tensor, m: Tensor) -> Tensor:
         """RWKV share in [0, 1], a scalar: the mean gate."""
@@ -114,6 +127,14 @@ class ChannelGated(Gated):
     """One gate per token and channel, a r + (1 - a) m."""
 
     width = None
+
+    def join(self, x: Tensor, r: Tensor, m: Tensor, norms: nn.ModuleList | None) -> Tensor:
+        """In one pass after the norms, unless somebody listens to a part of it."""
+        if listened(self):
+            return super().join(x, r, m, norms)
+        if norms is not None:
+            r, m = norms[0](r), norms[1](m)
+        return channel_gate(x, r, m, self.gate.logits(r, m))
 
 
 class WeightedSum(Fusion):

@@ -5,6 +5,8 @@ Shape legend: B batch, T tokens, C d_model, V vocabulary.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from groundthink.layers.attention import Attention
 from groundthink.layers.channel_mix import ChannelMix
 from groundthink.layers.mamba2 import Mamba2
 from groundthink.layers.mlp import MLP
-from groundthink.layers.norms import RMSNorm, make_norm
+from groundthink.layers.norms import RMSNorm, entered, make_norm
 from groundthink.layers.rwkv6 import RWKV6
 from groundthink.layers.state import LayerState, State
 from groundthink.models.base import LanguageModel
@@ -24,6 +26,10 @@ from groundthink.models.fusion import FUSIONS
 from groundthink.models.layout import expand
 from groundthink.ops.dispatch import check_backend
 from groundthink.ops.wkv6 import BACKENDS
+
+SMALL = 1 << 22
+"""Elements of the residual stream up to which two mixers run side by side on a GPU."""
+Mixing = Callable[[], tuple[Tensor, dict[str, Tensor]]]
 
 
 def make_mixer(name: str, c: ModelConfig, layer: int, backend: str) -> nn.Module:
@@ -57,6 +63,34 @@ def gate_init(c: ModelConfig, layer: int) -> float:
     if not 0 < value < 1:
         raise UserError(f"gate_init {value} must lie between 0 (all Mamba) and 1 (all RWKV)")
     return value
+
+
+def _leaves_room(x: Tensor) -> bool:
+    """Whether a mixer on x fills no GPU, in a graph that can run another beside it."""
+    return x.is_cuda and x.numel() <= SMALL and torch.cuda.is_current_stream_capturing()
+
+
+@functools.cache
+def _side(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def side_by_side(x: Tensor, first: Mixing, second: Mixing) -> list[tuple[Tensor, dict]]:
+    """Both results; `second` runs on a stream of its own, and so does its gradient.
+
+    Args:
+        x: what both read.
+    """
+    main, side = torch.cuda.current_stream(), _side(x.device)
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        y, state = second()
+    results = [first(), (y, state)]
+    main.wait_stream(side)
+    x.record_stream(side)
+    for tensor in (y, *state.values()):
+        tensor.record_stream(main)
+    return results
 
 
 class Block(nn.Module):
@@ -94,15 +128,27 @@ class Block(nn.Module):
         parts = {name: getattr(self, name).init_state(batch) for name in names}
         return {name: part for name, part in parts.items() if part}
 
+    def mix(
+        self, x: Tensor, old: LayerState, reset: Tensor | None
+    ) -> tuple[list[Tensor], LayerState]:
+        """Outputs of the mixers and their states."""
+
+        def run(name: str) -> tuple[Tensor, dict[str, Tensor]]:
+            return getattr(self, name)(x, old.get(name), reset)
+
+        if self.parallel and _leaves_room(x):
+            results = side_by_side(x, *(lambda name=name: run(name) for name in self.mixers))
+        else:
+            results = [run(name) for name in self.mixers]
+        new = dict(zip(self.mixers, (state for _, state in results), strict=True))
+        return [y for y, _ in results], new
+
     def forward(
         self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, LayerState]:
-        old, new = state or {}, {}
-        normed = self.norm1(x)
-        branches = []
-        for name in self.mixers:
-            y, new[name] = getattr(self, name)(normed, old.get(name), reset)
-            branches.append(y)
+        old = state or {}
+        x, normed = entered(self.norm1, x)
+        branches, new = self.mix(normed, old, reset)
         if not self.parallel:
             x = x + branches[0]
         elif hasattr(self, "mamba_direct"):
@@ -111,7 +157,8 @@ class Block(nn.Module):
         else:
             x = self.fusion.join(x, branches[0], branches[1], getattr(self, "branch_norm", None))
         if hasattr(self, "ffn"):
-            y, new["ffn"] = self.ffn(self.norm2(x), old.get("ffn"), reset)
+            x, normed = entered(self.norm2, x)
+            y, new["ffn"] = self.ffn(normed, old.get("ffn"), reset)
             x = x + y
         return x, {name: part for name, part in new.items() if part}
 

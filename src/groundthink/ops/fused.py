@@ -32,10 +32,10 @@ class Operator:
         self.op.register_fake(fake)
 
     def __call__(self, *args: Any) -> Any:
-        return self.op(*args) if _traced(args) else self.launch(*args)
+        return self.op(*args) if traced(args) else self.launch(*args)
 
 
-def _traced(args: tuple[Any, ...]) -> bool:
+def traced(args: tuple[Any, ...]) -> bool:
     """Whether somebody is looking: at this code, or for operators, or through other tensors."""
     return (
         torch.compiler.is_compiling()
@@ -73,7 +73,7 @@ def differentiable(forward: Operator, setup: Callable, backward: Callable) -> Ca
     forward.op.register_autograd(backward, setup_context=keep)
 
     def call(*args):
-        if _traced(args):
+        if traced(args):
             return forward.op(*args)
         if torch.is_grad_enabled():
             return Eager.apply(*args)

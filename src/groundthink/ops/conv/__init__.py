@@ -29,7 +29,32 @@ BACKENDS = {
         "eager": eager.conv_silu_dt,
         "triton": lambda *args: _kernels().conv_silu_dt(*args),
     },
+    "parts": {
+        "reference": reference.parts,
+        "triton": lambda *args: _kernels().parts(*args),
+    },
 }
+
+
+def parts(
+    x: Tensor, weight: Tensor, sizes: tuple[int, int, int], *, backend: str = "auto"
+) -> tuple[Tensor, ...]:
+    """``x weight^T`` in three parts: the gate, what is convolved, and the step sizes.
+
+    Args:
+        x: [B, T, C].
+        weight: as in nn.Linear [D, C].
+        sizes: widths of the parts; they add up to D.
+        backend: a name in ``BACKENDS["parts"]``, or ``auto``.
+
+    Returns:
+        [B, T, size] each; they may be slices of one tensor.
+
+    Raises:
+        UserError: a shape does not fit, or the backend is unknown or cannot run here.
+    """
+    check_shape("parts", "weight", weight, (sum(sizes), x.shape[-1]))
+    return choose("parts", BACKENDS["parts"], backend, x)(x, weight, sizes)
 
 
 def conv_silu(

@@ -5,11 +5,14 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from groundthink.ops.conv.triton import _backward, _forward
-from groundthink.ops.fused import Operator, device_of, differentiable, flags, rows
+from groundthink.ops.fused import Operator, device_of, differentiable, flags, rows, traced
+from groundthink.ops.memory import aligned, joined
 from groundthink.ops.shares import total
 
 BLOCK = 128
@@ -63,15 +66,22 @@ def _grad(
     dy: Tensor,
     dsizes: Tensor | None,
     dfinal: Tensor | None,
+    together: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, dt, the window, and of [weight, bias, dt_bias] in a row, in fp32."""
+    """Gradients of x, dt, the window, and of [weight, bias, dt_bias] in a row, in fp32.
+
+    Those of x and dt are parts of the same rows if they are to be `together`.
+    """
     batch, steps, size = x.shape
     heads = 0 if dt is None else dt.shape[-1]
     width = weight.shape[1]
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    ddt = torch.empty(
-        batch, steps, heads, dtype=x.dtype if dt is None else dt.dtype, device=x.device
-    )
+    kind = x.dtype if dt is None else dt.dtype
+    if together and kind == x.dtype:
+        room = torch.empty(batch, steps, aligned(size + heads), dtype=kind, device=x.device)
+        dx, ddt = room[..., :size], room[..., size : size + heads]
+    else:
+        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        ddt = torch.empty(batch, steps, heads, dtype=kind, device=x.device)
     dwindow = torch.empty(window.shape, dtype=window.dtype, device=x.device)
     x, x_step, x_unit = rows(x)
     dt, dt_step, dt_unit = (None, 0, 1) if dt is None else rows(dt)
@@ -86,7 +96,7 @@ def _grad(
             dy, None if dsizes is None else dsizes.contiguous(),
             None if dfinal is None else dfinal.contiguous(), dx, ddt, dwindow, shares,
             steps, stretch, x_step, dt_step, dy_step, size, heads, width, x_unit, dt_unit, dy_unit,
-            BLOCK, blocks, num_warps=1,
+            dx.stride(1), ddt.stride(1), BLOCK, blocks, num_warps=1,
         )  # fmt: skip
     return dx, ddt, dwindow, total(shares)
 
@@ -97,7 +107,7 @@ def _fake(x, dt, weight, bias, dt_bias, window, reset):
     return x.new_empty(x.shape), sizes, window.new_empty(window.shape)
 
 
-def _fake_grad(x, dt, weight, bias, dt_bias, window, reset, dy, dsizes, dfinal):
+def _fake_grad(x, dt, weight, bias, dt_bias, window, reset, dy, dsizes, dfinal, together=False):
     ddt = x.new_empty(*x.shape[:2], 0) if dt is None else dt.new_empty(dt.shape)
     sums = torch.empty(
         weight.numel() + bias.numel() + ddt.shape[-1], dtype=torch.float32, device=x.device
@@ -115,7 +125,8 @@ def _pull(ctx, dy, dsizes, dfinal):
         dy = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
     if dt is not None and dsizes is None:
         dsizes = torch.zeros(dt.shape, dtype=torch.float32, device=x.device)
-    dx, ddt, dwindow, sums = _gradient(*ctx.saved_tensors, dy, dsizes, dfinal)
+    together = dt is not None and not traced(ctx.saved_tensors)
+    dx, ddt, dwindow, sums = _gradient(*ctx.saved_tensors, dy, dsizes, dfinal, together)
     dweight, dbias, dt_sum = sums.split((weight.numel(), bias.numel(), ddt.shape[-1]))
     return (
         dx,
@@ -151,3 +162,35 @@ def conv_silu_dt(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`groundthink.ops.conv.conv_silu_dt`."""
     return _conv(x, dt, weight, bias, dt_bias, window, reset)
+
+
+class _Parts(torch.autograd.Function):
+    """One product x w^T, in parts; backward the second and third come in the same rows."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, sizes: tuple[int, ...]):
+        flat, width = x.flatten(0, -2), len(weight)
+        ctx.save_for_backward(flat, weight)
+        ctx.first = sizes[0]
+        room = flat.new_empty(len(flat), aligned(width))[:, :width]
+        torch.mm(flat, weight.t(), out=room)
+        return room.view(*x.shape[:-1], width).split(sizes, dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor):
+        flat, weight = ctx.saved_tensors
+        first, second, third = (grad.flatten(0, -2) for grad in grads)
+        rest, dweight = joined(second, third), torch.empty_like(weight)
+        torch.mm(first.t(), flat, out=dweight[: ctx.first])
+        torch.mm(rest.t(), flat, out=dweight[ctx.first :])
+        dx = torch.mm(first, weight[: ctx.first]).addmm_(rest, weight[ctx.first :])
+        return dx.view(*grads[0].shape[:-1], -1), dweight, None
+
+
+def parts(x: Tensor, weight: Tensor, sizes: tuple[int, int, int]) -> tuple[Tensor, ...]:
+    """`groundthink.ops.conv.parts`."""
+    weight = weight.to(x.dtype)
+    if traced((x, weight)):
+        return F.linear(x, weight).split(sizes, dim=-1)
+    return _Parts.apply(x, weight, sizes)  # pyright: ignore

@@ -37,3 +37,8 @@ def conv_silu_dt(
     """`conv_silu`, and softplus(dt + dt_bias)."""
     y, window = conv_silu(x, weight, bias, window, reset)
     return y, F.softplus(wide(dt) + dt_bias), window
+
+
+def parts(x: Tensor, weight: Tensor, sizes: tuple[int, int, int]) -> tuple[Tensor, ...]:
+    """Three products: a gradient that is cut from one would first be gathered for it."""
+    return tuple(F.linear(x, part) for part in weight.split(sizes))

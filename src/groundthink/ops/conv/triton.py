@@ -176,13 +176,13 @@ def _forward(
 @triton.jit
 def _deliver(
     dx_ptr, dwindow_ptr, value, t, seen, start, end, channel, real,
-    SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    STEP: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of the input of token t, if it is of this stretch or of the window.
 
     Tokens before `seen` lie behind a reset, and have theirs already.
     """
-    _store(dx_ptr, value, t, SIZE, channel, _among(real, t, tl.maximum(start, seen), end))
+    _store(dx_ptr, value, t, STEP, channel, _among(real, t, tl.maximum(start, seen), end))
     if (start == 0) & (t < 0):
         at = dwindow_ptr + channel * (WIDTH - 1) + (WIDTH - 1 + t)
         inside = _among(real, t, tl.maximum(1 - WIDTH, seen), 0)
@@ -192,14 +192,14 @@ def _deliver(
 @triton.jit
 def _cut(
     reset_ptr, dx_ptr, dwindow_ptr, x1, x2, x3, p1, p2, p3, t, steps, seen, start, end,
-    channel, real, SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    channel, real, STEP: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """At a reset the inputs before it are hidden, and their gradients are complete."""
     if reset_ptr is not None:  # noqa: SIM102 (known when compiled, unlike the next)
         if _reset(reset_ptr, t, steps):
-            _deliver(dx_ptr, dwindow_ptr, p3, t - 3, seen, start, end, channel, real, SIZE, WIDTH)
-            _deliver(dx_ptr, dwindow_ptr, p2, t - 2, seen, start, end, channel, real, SIZE, WIDTH)
-            _deliver(dx_ptr, dwindow_ptr, p1, t - 1, seen, start, end, channel, real, SIZE, WIDTH)
+            _deliver(dx_ptr, dwindow_ptr, p3, t - 3, seen, start, end, channel, real, STEP, WIDTH)
+            _deliver(dx_ptr, dwindow_ptr, p2, t - 2, seen, start, end, channel, real, STEP, WIDTH)
+            _deliver(dx_ptr, dwindow_ptr, p1, t - 1, seen, start, end, channel, real, STEP, WIDTH)
             x1 = tl.zeros_like(x1)
             x2 = tl.zeros_like(x2)
             x3 = tl.zeros_like(x3)
@@ -269,6 +269,8 @@ def _backward(
     X_UNIT: tl.constexpr,
     DT_UNIT: tl.constexpr,
     DY_UNIT: tl.constexpr,
+    STEP: tl.constexpr,
+    DT_STEP: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
@@ -281,7 +283,7 @@ def _backward(
     dy_step = dy_step * DY_UNIT
     x_ptr += first * x_step
     dy_ptr += first * dy_step
-    dx_ptr += first * SIZE
+    dx_ptr += first * STEP
     if reset_ptr is not None:
         reset_ptr += first
     shares_ptr += tl.program_id(0).to(tl.int64) * (SIZE * (WIDTH + 1) + HEADS)
@@ -325,7 +327,7 @@ def _backward(
                 p1, p2, p3 = _due(dfinal_ptr, p1, p2, p3, t + k, steps, channel, real, WIDTH)
                 x1, x2, x3, seen = _cut(
                     reset_ptr, dx_ptr, dwindow_ptr, x1, x2, x3, p1, p2, p3, t + k, steps, seen,
-                    start, end, channel, real, SIZE, WIDTH,
+                    start, end, channel, real, STEP, WIDTH,
                 )  # fmt: skip
                 done, p1, p2, p3, x1, x2, x3, dw0, dw1, dw2, dw3, dbias = _backward_step(
                     inputs[k], x1, x2, x3, grads[k], t + k < end, w0, w1, w2, w3, bias,
@@ -333,7 +335,7 @@ def _backward(
                 )  # fmt: skip
                 _deliver(
                     dx_ptr, dwindow_ptr, done, t + k - 3, seen, start, end, channel, real,
-                    SIZE, WIDTH,
+                    STEP, WIDTH,
                 )  # fmt: skip
         taps = shares_ptr + channel * WIDTH + (WIDTH - 1)
         tl.store(taps, dw0, real)
@@ -355,7 +357,7 @@ def _backward(
             row += first
             dt = tl.load(dt_ptr + row * (dt_step * DT_UNIT) + head, inside, 0).to(tl.float32)
             ddt = tl.load(dstep_ptr + row * HEADS + head, inside, 0) * tl.sigmoid(dt + head_bias)
-            tl.store(ddt_ptr + row * HEADS + head, ddt.to(ddt_ptr.dtype.element_ty), inside)
+            tl.store(ddt_ptr + row * DT_STEP + head, ddt.to(ddt_ptr.dtype.element_ty), inside)
             total += ddt
         share = shares_ptr + SIZE * (WIDTH + 1) + head
         tl.store(share, tl.sum(total, axis=0)[None], head < HEADS)

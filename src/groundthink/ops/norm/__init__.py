@@ -28,6 +28,11 @@ BACKENDS = {
         "eager": eager.add_rms_norm,
         "triton": lambda *args: _kernels().add_rms_norm(*args),
     },
+    "residual_norm": {
+        "reference": lambda x, *args: (x, reference.rms_norm(x, *args)),
+        "eager": lambda x, *args: (x, eager.rms_norm(x, *args)),
+        "triton": lambda *args: _kernels().residual_norm(*args),
+    },
     "gated_rms_norm": {
         "reference": reference.gated_rms_norm,
         "eager": eager.gated_rms_norm,
@@ -98,6 +103,34 @@ def add_rms_norm(
     check_shape("add_rms_norm", "weight", weight, x.shape[-1:])
     run = choose("add_rms_norm", BACKENDS["add_rms_norm"], backend, x)
     return run(x, y, weight, eps, dtype or x.dtype)
+
+
+def residual_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The residual stream and its `rms_norm`: a gradient that comes by both is added on the way.
+
+    Args:
+        x: [..., C].
+        weight: [C].
+        eps: added to the mean square.
+        dtype: of the norm; that of x if None.
+        backend: a name in ``BACKENDS["residual_norm"]``, or ``auto``.
+
+    Returns:
+        x itself and its norm, [..., C] each.
+
+    Raises:
+        UserError: a shape does not fit, or the backend is unknown or cannot run here.
+    """
+    check_shape("residual_norm", "weight", weight, x.shape[-1:])
+    run = choose("residual_norm", BACKENDS["residual_norm"], backend, x)
+    return run(x, weight, eps, dtype or x.dtype)
 
 
 def gated_rms_norm(

@@ -7,21 +7,26 @@ from __future__ import annotations
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from groundthink.ops.fused import Operator, device_of, differentiable, processors, rows
+from groundthink.ops.fused import Operator, device_of, differentiable, processors, rows, traced
 from groundthink.ops.norm.triton import _head_backward, _head_forward, _rms_backward, _rms_forward
 from groundthink.ops.shares import total
 
 TILE, BACK = 2048, 1024
 """Elements of a tile, forward and backward."""
-FILL = 32
-"""Warps a multiprocessor that share the rows of a gradient."""
+FILL = 16
+"""Warps a multiprocessor that share the rows of a gradient, or twice as many of long rows."""
 
 
 def tile_of(width: int, elements: int) -> tuple[int, int, int]:
     """Columns (a power of two), rows and warps of a tile of about so many elements."""
     pad = triton.next_power_of_2(width)
     return pad, max(1, elements // pad), min(16, max(4, pad // 256))
+
+
+def _fill(pad: int) -> int:
+    return FILL if pad <= 512 else 2 * FILL
 
 
 def _rms(
@@ -70,7 +75,7 @@ def _rms_grad(
     dtotal, dtotal_step, dtotal_unit = (None, 0, 1) if dtotal is None else rows(dtotal)
     n = x.numel() // width
     pad, tall, warps = tile_of(width // groups, BACK)
-    some = min(triton.cdiv(n, tall), processors(x.device) * FILL // warps)
+    some = min(triton.cdiv(n, tall), processors(x.device) * _fill(pad) // warps)
     shares = torch.empty(some, width, dtype=torch.float32, device=x.device)
     with device_of(x):
         _rms_backward[(some, groups)](
@@ -120,6 +125,33 @@ _rms_norm = differentiable(Operator("rms_norm", _rms, _fake_rms), _rms_setup, _r
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """`groundthink.ops.norm.rms_norm`."""
     return _rms_norm(x, None, None, weight, 1, eps, dtype)[0]
+
+
+class _ResidualNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return x.view_as(x), _rms(x, None, None, weight, 1, eps, dtype)[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dx: Tensor | None, dout: Tensor | None):
+        x, weight = ctx.saved_tensors
+        if dout is None:
+            return dx, None, None, None
+        dx, _, dweight = _rms_grad(x, None, weight, dout, dx, 1, ctx.eps, None)
+        return dx, dweight, None, None
+
+
+def residual_norm(
+    x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`groundthink.ops.norm.residual_norm`."""
+    if traced((x, weight)):
+        return x, rms_norm(x, weight, eps, dtype)
+    return _ResidualNorm.apply(x, weight, eps, dtype)  # pyright: ignore
 
 
 def add_rms_norm(

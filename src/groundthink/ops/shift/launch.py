@@ -7,8 +7,10 @@ from __future__ import annotations
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from groundthink.ops.fused import Operator, device_of, differentiable, flags, processors
+from groundthink.ops.fused import Operator, device_of, differentiable, flags, processors, traced
+from groundthink.ops.memory import stacked
 from groundthink.ops.shares import total
 from groundthink.ops.shift.triton import (
     _decay,
@@ -29,8 +31,10 @@ FEW = 512
 """Tokens up to which every blend has programs of its own: together they fill no machine."""
 FILL = 16
 """Warps a multiprocessor that share the rows in the last kernel of the gradient."""
+LOW_RANK = 128
+"""Columns of a tile in the gradient of the low-rank weights; as wide as x it needs no sum."""
 SHARERS = 4
-"""Programs a multiprocessor that share the rows in the gradient of the low-rank weights."""
+"""Programs a multiprocessor that share the rows there, or twice as many."""
 
 
 def _run(
@@ -85,8 +89,10 @@ def _grad(
     across, pad = triton.cdiv(size, COLUMNS), max(16, triton.next_power_of_2(rank))
     direct, through, dx = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
     dlast = torch.empty_like(last)
-    dhidden = torch.empty(across, *hidden.shape, dtype=x.dtype, device=x.device)
-    some = min(triton.cdiv(n, ROWS), triton.cdiv(processors(x.device) * SHARERS, across * 5))
+    wide = triton.cdiv(size, LOW_RANK)
+    dhidden = torch.empty(wide, *hidden.shape, dtype=x.dtype, device=x.device)
+    sharers = processors(x.device) * SHARERS * (1 if wide == 1 else 2)
+    some = min(triton.cdiv(n, ROWS), triton.cdiv(sharers, wide * 5))
     shares = torch.empty(some, 5 * rank + 5, size, dtype=torch.float32, device=x.device)
     w2, maa = w2.contiguous(), maa.contiguous()
     dfirst, drest = dfirst.contiguous(), drest.contiguous()
@@ -98,12 +104,12 @@ def _grad(
             hidden, w2, maa, dfirst, drest, direct, through, n,
             size, rank, pad, ROWS, COLUMNS, 2, num_warps=8,
         )  # fmt: skip
-        _low_rank_backward[(5 * some, across)](
+        _low_rank_backward[(5 * some, wide)](
             x, last, reset, hidden, w2, dfirst, drest, dhidden, shares, n, steps,
-            size, rank, pad, ROWS, COLUMNS, 2, num_warps=8,
+            size, rank, pad, ROWS, LOW_RANK, 2, num_warps=8,
             maxnreg=None if x.dtype == torch.float32 else 128,  # two programs a multiprocessor
         )  # fmt: skip
-        dhidden = dhidden.sum(0) if across > 1 else dhidden[0]
+        dhidden = dhidden.sum(0) if wide > 1 else dhidden[0]
         dmixed = dhidden @ w1.to(x.dtype).t()
         dw1 = mixed.view(n, size).t() @ dhidden
         _shift_backward[(few, across)](
@@ -177,9 +183,38 @@ def project(
 ) -> tuple[Tensor, ...]:
     """`groundthink.ops.shift.project`: the four products are one batched product."""
     x_w, rest, last = ddlerp(x, last, maa_x, w1, w2, maa, reset)
-    weight = torch.stack(weights).to(x.dtype)
-    products = torch.bmm(rest.flatten(1, 2), weight.mT).unflatten(1, x.shape[:2])
-    return x_w, *products.unbind(0), last
+    if traced((x, *weights)):
+        weight = torch.stack(weights).to(x.dtype)
+        products = torch.bmm(rest.flatten(1, 2), weight.mT).unbind(0)
+    else:
+        weights = tuple(weight.to(x.dtype) for weight in weights)
+        products = _Products.apply(rest.flatten(1, 2), *weights)  # pyright: ignore
+    return x_w, *(y.unflatten(0, x.shape[:2]) for y in products), last
+
+
+class _Products(torch.autograd.Function):
+    """A batch of products x_i w_i^T whose factors and gradients are gathered only if they must be.
+
+    The gradients of k, v and r come from WKV6 in one piece of memory, that of the gate does not.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, *weights: Tensor):
+        weight = stacked(weights)
+        ctx.save_for_backward(x, weight)
+        return torch.bmm(x, weight.mT).unbind(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor):
+        x, weight = ctx.saved_tensors
+        dx, dweight = torch.empty_like(x), torch.empty_like(weight)
+        several, one = stacked(grads[:-1]), grads[-1]
+        torch.bmm(several, weight[:-1], out=dx[:-1])
+        torch.mm(one, weight[-1], out=dx[-1])
+        torch.bmm(several.mT, x[:-1], out=dweight[:-1])
+        torch.mm(one.t(), x[-1], out=dweight[-1])
+        return dx, *dweight.unbind(0)
 
 
 def _warps(x: Tensor) -> int:
@@ -206,7 +241,7 @@ def _decay_run(x: Tensor, bias: Tensor, w1: Tensor, w2: Tensor) -> tuple[Tensor,
 def _decay_grad(
     x: Tensor, w1: Tensor, w2: Tensor, hidden: Tensor, dout: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x, and of [w2, bias, w1 turned] in a row, in fp32."""
+    """Gradients of x, and of [w2, bias, w1] in a row, in fp32."""
     size, rank = w1.shape
     width = w2.shape[1]
     x, dout, n = x.contiguous(), dout.contiguous(), x.shape[:-1].numel()
@@ -260,7 +295,7 @@ def _decay_pull(ctx, dout, _):
     _, w1, w2, _ = ctx.saved_tensors
     dx, sums = _decay_gradient(*ctx.saved_tensors, dout)
     dw2, dbias, dw1 = sums.split((w2.numel(), w2.shape[1], w1.numel()))
-    dw1 = dw1.view(w1.shape[1], -1).t()
+    dw1 = dw1.view(w1.shape)
     return dx, dbias.to(ctx.bias), dw1.to(w1.dtype), dw2.view(w2.shape).to(w2.dtype)
 
 

@@ -396,7 +396,7 @@ def _decay_weights(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Shares of the gradients of w2, of w1 turned, and of the bias, for some columns of each."""
+    """Shares of the gradients of w2, of the bias and of w1, for some columns of each."""
     kind = x_ptr.dtype.element_ty
     channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     rank = tl.arange(0, PAD)[None, :]
@@ -420,5 +420,5 @@ def _decay_weights(
     tl.store(at, dw2, (rank < RANK) & (channel < WIDTH))
     at = shares_ptr + (RANK + line) * WIDTH + channel
     tl.store(at, dbias, (line == 0) & (channel < WIDTH))
-    at = shares_ptr + (RANK + 1) * WIDTH + rank * SIZE + channel
+    at = shares_ptr + (RANK + 1) * WIDTH + channel * RANK + rank
     tl.store(at, dw1, (rank < RANK) & (channel < SIZE))

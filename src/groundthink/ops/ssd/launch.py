@@ -16,6 +16,7 @@ from torch import Tensor
 
 from groundthink.errors import UserError
 from groundthink.ops.fused import Operator, after, device_of, differentiable
+from groundthink.ops.shares import total
 from groundthink.ops.ssd.triton import _between, _forward, _scan, _step, _within
 
 PROGRAMS = 384
@@ -240,7 +241,7 @@ def _launch_backward(
     )  # fmt: skip
     strides = *x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3]
     between = A.new_empty(b, t, h), A.new_empty(B.shape), A.new_empty(B.shape)
-    sums = A.new_empty(b * plan.chunks, 3, h)
+    sums = A.new_empty(b * plan.chunks, 2, h)
     _between[b * plan.chunks, g](
         x, dt, A, B, C, reset, states, dstates, dy, *between, sums,
         *strides, t, h, plan.chunks, **plan.meta, **plan.tuning("between"),
@@ -250,8 +251,7 @@ def _launch_backward(
         *strides, t, h, plan.chunks, **plan.meta, SKIP=D is not None,
         SUMS="ieee" if plan.meta["EXACT"] else "tf32", **plan.tuning("within"),
     )  # fmt: skip
-    dA_between, dA_within, dD = sums.sum(0)
-    dA = dA_between + dA_within
+    dA, dD = total(sums)
     return dx, ddt, dA, dB, dC, dD, dfirst
 
 

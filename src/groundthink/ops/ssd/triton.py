@@ -285,7 +285,7 @@ def _between(
         behind = writes * dt
         dlog = tl.cumsum(reads, 0, reverse=True) + (tl.cumsum(behind, 0) - behind) + kept
         tl.store(ddt_ptr + first * H + h + l * H, writes + dlog * A, mask=l < left)
-        tl.store(sums_ptr + (b * chunks + c) * (3 * H) + h, tl.sum(dlog * dt))
+        tl.store(sums_ptr + (b * chunks + c) * (2 * H) + h, tl.sum(dlog * dt))
     n_here = (first * G + g) * N + l[:, None] * (G * N) + n[None, :]
     tl.store(dB_ptr + n_here, dB, mask=n_in)
     tl.store(dC_ptr + n_here, dC, mask=n_in)
@@ -336,7 +336,7 @@ def _within(
         dt, whole, rest, document, _, end, _ = _decay(
             dt_ptr + h * dt_h, dt_t, A, reset_ptr, 0, l, left, RESETS, EXACT
         )
-        sums = sums_ptr + (b * chunks + c) * (3 * H) + h
+        sums = sums_ptr + (b * chunks + c) * (2 * H) + h
         pairs = BC * _pairs(
             l[:, None], l[None, :], whole[:, None], whole[None, :], rest[:, None], rest[None, :],
             document[:, None], document[None, :], RESETS, EXACT, False,
@@ -349,7 +349,7 @@ def _within(
 
         dpairs = tl.dot(x, tl.trans(dy), input_precision="ieee")
         if SKIP:
-            tl.store(sums + 2 * H, tl.sum(tl.where(l[:, None] == l[None, :], dpairs, 0.0)))
+            tl.store(sums + H, tl.sum(tl.where(l[:, None] == l[None, :], dpairs, 0.0)))
         dpairs *= _pairs(
             l[:, None], l[None, :], whole[:, None], whole[None, :], rest[:, None], rest[None, :],
             document[:, None], document[None, :], RESETS, EXACT, True,
@@ -364,7 +364,7 @@ def _within(
         ddt_here = first * H + h + l * H
         ddt += dlog * A + tl.load(ddt_between_ptr + ddt_here, mask=l < left, other=0.0)
         tl.store(ddt_ptr + ddt_here, ddt.to(ddt_ptr.dtype.element_ty), mask=l < left)
-        tl.store(sums + H, tl.sum(dlog * dt))
+        tl.store(sums, tl.load(sums) + tl.sum(dlog * dt))
     n_here = (first * G + g) * N + l[:, None] * (G * N) + n[None, :]
     dBC = dBC.to(B.dtype)
     dB = tl.dot(dBC, C, input_precision="ieee")

@@ -17,7 +17,8 @@ import triton
 from torch import Tensor
 
 from groundthink.errors import UserError
-from groundthink.ops.fused import Operator, after, device_of, differentiable
+from groundthink.ops.fused import Operator, after, device_of, differentiable, traced
+from groundthink.ops.shares import total
 from groundthink.ops.wkv6.triton import (
     gradient_kernel,
     output_kernel,
@@ -165,15 +166,19 @@ def _launch_step(r, k, v, w, u, state, reset, raw, y, last):
 def _launch_backward(
     r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, reset: Tensor | None,
     states: Tensor, table: Tensor, dy: Tensor | None, dlast: Tensor | None, raw: bool,
-    want_dfirst: bool,
+    want_dfirst: bool, together: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of r, k, v, w, u and, if wanted, of the state before."""
+    """Gradients of r, k, v, w, u and, if wanted, of the state before.
+
+    Those of k, v and r lie one after the other if they are to be `together`.
+    """
     b, _, h, kdim = r.shape
     r, k, v, w, u = (x.contiguous() for x in (r, k, v, w, u))
     reset = None if reset is None else reset.contiguous()
     dy = torch.zeros_like(v) if dy is None else dy.contiguous()
     dlast = None if dlast is None else dlast.contiguous()
-    dr, dk, dv, dw = (torch.empty_like(x) for x in (r, k, v, w))
+    dk, dv, dr = _pieces((k, v, r), together)
+    dw = torch.empty_like(w)
     dfirst = u.new_empty((b, h, kdim, v.shape[-1]) if want_dfirst else 0, dtype=torch.float32)
     if b == 0:
         return dr, dk, dv, dw, torch.zeros_like(u), dfirst
@@ -187,8 +192,16 @@ def _launch_backward(
             dy, dr, dk, dv, dw, du, *plan.sizes, **plan.meta,
             DEND=dlast is not None, DSTART=want_dfirst, **plan.options(r.dtype),
         )  # fmt: skip
-        du = du.sum((0, 1), dtype=torch.float32).to(u.dtype)
+        du = total(du.flatten(0, 1)).to(u.dtype)
     return dr, dk, dv, dw, du, dfirst
+
+
+def _pieces(tensors: tuple[Tensor, ...], together: bool) -> list[Tensor]:
+    """Contiguous memory for tensors like these, in one piece if their shapes allow it."""
+    first = tensors[0]
+    if together and all(t.shape == first.shape for t in tensors):
+        return list(first.new_empty(len(tensors), *first.shape).unbind(0))
+    return [torch.empty_like(t) for t in tensors]
 
 
 def _setup(ctx, inputs, outputs):
@@ -198,7 +211,9 @@ def _setup(ctx, inputs, outputs):
 
 def _pull_back(ctx, dy, dlast, *_):
     wanted = ctx.needs_input_grad[5]
-    *grads, dfirst = _backward_operator(*ctx.saved_tensors, dy, dlast, ctx.raw, wanted)
+    *grads, dfirst = _backward_operator(
+        *ctx.saved_tensors, dy, dlast, ctx.raw, wanted, not traced(ctx.saved_tensors)
+    )
     return *grads, dfirst if wanted else None, None, None, None
 
 
@@ -212,7 +227,9 @@ def _fake_forward(r, k, v, w, u, state, reset, raw, keep):
     return v.new_empty(v.shape), last, states, r.new_empty(2, length, length)
 
 
-def _fake_backward(r, k, v, w, u, reset, states, table, dy, dlast, raw, want_dfirst):
+def _fake_backward(
+    r, k, v, w, u, reset, states, table, dy, dlast, raw, want_dfirst, together=False
+):
     b, _, h, kdim = r.shape
     dfirst = u.new_empty((b, h, kdim, v.shape[-1]) if want_dfirst else 0, dtype=torch.float32)
     return *(x.new_empty(x.shape) for x in (r, k, v, w, u)), dfirst
