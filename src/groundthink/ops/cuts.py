@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_known = WeakTensorKeyDictionary()
+
+
+def once(reset: Tensor, key: Hashable, make: Callable[[], Any]) -> Any:
+    """make(), or what it gave for these resets before: the layers of a model share them."""
+    if reset.is_inference():  # no version tells whether it has changed
+        return make()
+    version, made = _known.get(reset, (None, None))
+    if version != reset._version:
+        made = {}
+        _known[reset] = reset._version, made
+    if key not in made:
+        made[key] = make()
+    return made[key]
+
+
+class Hidden(NamedTuple):
+    """Places in the rows that hold a reset."""
+
+    mask: Tensor
+    """[M, L, 1 or L]."""
+    at: tuple[Tensor, ...]
+    """The same places as indices into all rows."""
 
 
 class Cuts(NamedTuple):
@@ -13,12 +39,12 @@ class Cuts(NamedTuple):
 
     at: Tensor
     """[M] which rows."""
-    unseen: Tensor
-    """[M, L, 1] tokens that no longer see the state that entered the chunk."""
-    lost: Tensor
-    """[M, L, 1] tokens whose writes do not reach the end of the chunk."""
-    apart: Tensor
-    """[M, L, L] pairs of tokens with a reset between them."""
+    unseen: Hidden
+    """Tokens that no longer see the state that entered the chunk."""
+    lost: Hidden
+    """Tokens whose writes do not reach the end of the chunk."""
+    apart: Hidden
+    """Pairs of tokens with a reset between them."""
     whole: Tensor
     """bool [..., 1, 1, 1] chunks without a reset, which the state passes."""
 
@@ -28,18 +54,25 @@ class Cuts(NamedTuple):
         cut = reset.any(-1)
         chunk = cut.flatten().nonzero()  # [M / heads, 1]
         count = reset.flatten(0, -2)[chunk.squeeze(1)].cumsum(1).repeat_interleave(heads, 0)
+        at = (chunk * heads + torch.arange(heads, device=chunk.device)).flatten()
+
+        def hidden(mask: Tensor) -> Hidden:
+            row, *place = mask.nonzero(as_tuple=True)
+            return Hidden(mask, (at[row], *place[: 1 if mask.shape[2] == 1 else 2]))
+
         return cls(
-            at=(chunk * heads + torch.arange(heads, device=chunk.device)).flatten(),
-            unseen=(count != 0)[..., None],
-            lost=(count != count[:, -1:])[..., None],
-            apart=count[:, :, None] != count[:, None, :],
+            at,
+            unseen=hidden((count != 0)[..., None]),
+            lost=hidden((count != count[:, -1:])[..., None]),
+            apart=hidden(count[:, :, None] != count[:, None, :]),
             whole=~cut[..., None, None, None],
         )
 
-    def clear(self, x: Tensor, mask: Tensor) -> None:
-        """Zero what a mask hides in rows."""
-        x[self.at] = x[self.at].masked_fill(mask, 0)
+    def sum_again(self, out: Tensor, a: Tensor, b: Tensor, hidden: Hidden) -> None:
+        """out = a^T b without the tokens that are hidden."""
+        out[self.at] = torch.bmm(a[self.at].mT, b[self.at].masked_fill(hidden.mask, 0))
 
-    def sum_again(self, out: Tensor, a: Tensor, b: Tensor, mask: Tensor) -> None:
-        """out = a^T b without the tokens that the mask hides."""
-        out[self.at] = torch.bmm(a[self.at].mT, b[self.at].masked_fill(mask, 0))
+
+def clear(x: Tensor, hidden: Hidden) -> None:
+    """Zero what is hidden in rows."""
+    x[hidden.at] = 0

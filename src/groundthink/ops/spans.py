@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import torch
 from torch import Tensor
 
 
@@ -12,6 +15,12 @@ def spans(like: Tensor, length: int) -> Tensor:
     tokens and to its end. Every sum has terms of one sign, so nothing cancels. Transposed it turns
     gradients of the exponents into those of the log decays.
     """
-    rows = like.new_ones(length + 1, length).tril(-1)
-    rows[:, : length // 2] -= 1
+    return _spans(length, like.dtype, like.device)
+
+
+@functools.cache
+def _spans(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        rows = torch.ones(length + 1, length, dtype=dtype, device=device).tril(-1)
+        rows[:, : length // 2] -= 1
     return rows

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from groundthink.ops.cuts import once
+from groundthink.ops.shift import reference
 from groundthink.ops.shift.reference import previous
 
 
@@ -24,7 +26,12 @@ def project(
     weights: tuple[Tensor, ...],
     reset: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """The blend of each projection times its weight."""
+    """The blend of each projection times its weight.
+
+    Compiled code takes the reference: it cannot ask where the resets are, and fuses the blends.
+    """
+    if torch.compiler.is_compiling():
+        return reference.project(x, last, maa_x, w1, w2, maa, weights, reset)
     full = torch.promote_types(x.dtype, torch.float32)
     given = (t.to(full) for t in (x, last, maa_x, w1, w2, maa))
     weights = tuple(weight.to(full) for weight in weights)
@@ -39,9 +46,10 @@ class _Project(torch.autograd.Function):
     def forward(ctx, x, last, maa_x, w1, w2, maa, reset, *weights):
         flat = x.reshape(-1, x.shape[-1])
         back = previous(x, last, None).sub_(x)
-        ctx.cut = cut = None if reset is None else reset.nonzero(as_tuple=True)
-        if cut is not None:
-            back[cut] = -x[cut]
+        ctx.cut = None
+        if reset is not None:
+            ctx.cut = once(reset, "at", lambda: reset.nonzero(as_tuple=True))
+            back[ctx.cut] = -x[ctx.cut]
         back = back.view(flat.shape)
         blends, rank, _ = w2.shape
         w1 = F.pad(w1.unflatten(1, (blends, rank)), (0, 1)).flatten(1)

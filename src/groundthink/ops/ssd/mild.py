@@ -15,9 +15,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from groundthink.ops.cuts import Cuts
+from groundthink.ops.cuts import Cuts, clear, once
 from groundthink.ops.spans import spans
 from groundthink.ops.ssd.layout import by_group, chunks, tokens
 
@@ -48,7 +49,7 @@ def forward(a, x, dt, A, B, C, D, state, reset) -> tuple[Tensor, Tensor, Tensor,
         torch.addcmul(write, now, kept, out=then)
     y = torch.bmm(q.C, states.flatten(0, 2).mT)
     if q.cuts is not None:
-        q.cuts.clear(y, q.cuts.unseen)
+        clear(y, q.cuts.unseen)
     y = y.baddbmm_(q.CB, q.z).view(*q.scale.shape[:-1], -1)
     core = tokens(y.mul_(q.factor), x.shape[1]).contiguous()
     y = torch.addcmul(core, x, _skip(q.own, dt, D)[..., None])
@@ -74,10 +75,10 @@ def gradients(a, x, dt, A, B, C, D, reset, final, states, core, dy, dfinal) -> t
     dB, dC = torch.bmm(q.z, dwrites), torch.bmm(dyc, states.flatten(0, 2))
     dz = torch.bmm(q.B, dwrites.mT)
     if q.cuts is not None:
-        q.cuts.clear(dCB, q.cuts.apart)
-        q.cuts.clear(dB, q.cuts.lost)
-        q.cuts.clear(dC, q.cuts.unseen)
-        q.cuts.clear(dz, q.cuts.lost)
+        clear(dCB, q.cuts.apart)
+        clear(dB, q.cuts.lost)
+        clear(dC, q.cuts.unseen)
+        clear(dz, q.cuts.lost)
     dB.baddbmm_(dCB.mT, q.C)
     dC.baddbmm_(dCB, q.B)
     dz = dz.baddbmm_(q.CB.mT, dyc).view(*q.scale.shape[:-1], -1)
@@ -85,9 +86,8 @@ def gradients(a, x, dt, A, B, C, D, reset, final, states, core, dy, dfinal) -> t
     ddt = (
         _dots(chunks(x, groups), dz, torch.empty_like(dz)).unsqueeze(-1).div_(q.factor)
     )  # [b c g l r 1]
-    da = torch.zeros_like(a)
-    da[..., 1:] = chunks(dy_core[..., None], groups)[..., 0].mT
-    da[..., 1:] -= (ddt * chunks(dt[..., None], groups))[..., 0].mT
+    da = chunks(dy_core[..., None], groups) - ddt * chunks(dt[..., None], groups)
+    da = F.pad(da[..., 0].mT, (1, 0))
     da[..., 0] -= flux[:, :-1]
     da[..., -1] += flux[:, 1:]
     dlog = da.flatten(0, -2) @ spans(da, da.shape[-1] - 1)
@@ -141,19 +141,23 @@ def _prepare(a, x, dt, B, C, reset) -> _Chunks:
     z = (x * scale).flatten(0, 2).flatten(2)
     CB = torch.bmm(C, B.mT)
     own = tokens(CB.diagonal(0, 1, 2).reshape(*a.shape[:3], -1, 1, 1), steps)[..., 0].contiguous()
-    outer = a.new_zeros(a.shape[0], a.shape[1] + 1, *a.shape[2:4])
-    outer[:, 1:] += a[..., -1]
-    outer[:, :-1] -= a[..., 0]
+    outer = F.pad(a[..., -1], (0, 0, 0, 0, 1, 0)).sub_(F.pad(a[..., 0], (0, 0, 0, 0, 0, 1)))
     outer = outer.exp_().repeat_interleave(x.shape[-1], -1)[..., None]
     passed, cuts = outer[:, 1:], None
-    if reset is not None and reset.any():
-        cut = chunks(reset[..., None, None], 1)[:, :, 0, :, 0, 0]
-        cuts = Cuts.of(cut, groups)
+    if reset is not None:
+        cuts = once(reset, ("ssd", groups), lambda: _cuts(reset, groups))
+    if cuts is not None:
         passed = passed * cuts.whole
     CB.tril_(-1)
     if cuts is not None:
-        cuts.clear(CB, cuts.apart)
+        clear(CB, cuts.apart)
     return _Chunks(z, B, C, CB, own, factor, scale, outer, passed, cuts)
+
+
+def _cuts(reset: Tensor, groups: int) -> Cuts | None:
+    if not reset.any():
+        return None
+    return Cuts.of(chunks(reset[..., None, None], 1)[:, :, 0, :, 0, 0], groups)
 
 
 def _carry_back(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from groundthink.ops.cuts import Cuts
+from groundthink.ops.cuts import Cuts, once
 from groundthink.ops.fused import Operator, differentiable, full_precision, room
 from groundthink.ops.wkv6 import segment
 from groundthink.ops.wkv6.segment import Cells
@@ -58,11 +58,11 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, the state after; for the gradient the states around the chunks and the reads in them."""
     layout = _Layout.of(r)
-    cells, cut = layout.cells(r, k, v, log_w), layout.resets(reset)
+    cells = layout.cells(r, k, v, log_w)
     y, states, lower = room(cells.v), layout.states(state), layout.lower(r)
     with full_precision(r):
         for part, slots in layout.segments():
-            cuts = layout.cuts(cut, part)
+            cuts = layout.cuts(reset, part)
             kept = states[slots], lower[part]
             segment.forward(_of(cells, part), u, cuts, state, *kept, y[:, part])
             state = states[slots][-1]
@@ -83,17 +83,17 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of r, k, v, log_w, u and the state before, from those of y and the state after."""
     layout = _Layout.of(r)
-    cells, cut = layout.cells(r, k, v, log_w), layout.resets(reset)
+    cells = layout.cells(r, k, v, log_w)
     (dy,), grads, du = layout.split(dy), Cells(*map(room, cells)), torch.zeros_like(u)
     with full_precision(r):
         for part, slots in reversed(list(layout.segments())):
-            cuts, kept = layout.cuts(cut, part), (states[slots], lower[part])
+            cuts, kept = layout.cuts(reset, part), (states[slots], lower[part])
             given, into = _of(cells, part), _of(grads, part)
             more, dstate = segment.backward(given, u, cuts, *kept, dy[:, part], dstate, into)
             du += more
     dr, dk, dv, dlog_w = map(layout.tokens, grads)
-    if cut is not None:
-        dlog_w[reset.nonzero(as_tuple=True)] = 0  # pyright: ignore
+    if reset is not None:
+        dlog_w[once(reset, "at", lambda: reset.nonzero(as_tuple=True))] = 0
     return dr, dk, dv, dlog_w, du, dstate.clone()
 
 
@@ -179,15 +179,13 @@ class _Layout(NamedTuple):
         """The inputs by chunk."""
         return Cells(*self.split(r, k, v, log_w))
 
-    def resets(self, reset: Tensor | None) -> Tensor | None:
-        """By chunk [chunks, B, length]; None if there are none."""
-        if reset is None or not reset.any():
-            return None
-        (cells,) = self.split(reset)
-        return cells.transpose(0, 1)
-
-    def cuts(self, cut: Tensor | None, part: slice) -> Cuts | None:
+    def cuts(self, reset: Tensor | None, part: slice) -> Cuts | None:
         """What the resets of a segment separate; None if it has none."""
-        if cut is None or not cut[part].any():
+        if reset is None:
             return None
-        return Cuts.of(cut[part], self.heads)
+        return once(reset, ("wkv6", *self, part.start), lambda: self._cuts(reset, part))
+
+    def _cuts(self, reset: Tensor, part: slice) -> Cuts | None:
+        (cells,) = self.split(reset)
+        cells = cells[:, part].transpose(0, 1)  # [chunks, B, length]
+        return Cuts.of(cells, self.heads) if cells.any() else None

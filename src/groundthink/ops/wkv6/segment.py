@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from groundthink.ops.cuts import Cuts
+from groundthink.ops.cuts import Cuts, clear
 from groundthink.ops.wkv6.intra import Scheme, by_chunk, matmul_nt, rows, scheme
 
 
@@ -48,7 +48,7 @@ def forward(
     s, v, lower = scheme(r, k, log_w), rows(v), lower.flatten(0, 1)
     s.read_into(lower)
     if cuts is not None:
-        cuts.clear(lower, cuts.apart)
+        clear(lower, cuts.apart)
     bonus = torch.matmul((r * k).flatten(3), _by_head(u))
     _diagonal(lower, r).copy_(bonus.permute(1, 0, 3, 2))
 
@@ -64,7 +64,7 @@ def forward(
         around[c + 1].addcmul_(around[c], kept)
     out = torch.bmm(s.read, _matrices(states[:-1]))
     if cuts is not None:
-        cuts.clear(out, cuts.unseen)
+        clear(out, cuts.unseen)
     out.baddbmm_(lower, v)
     by_chunk(y).copy_(out.view(by_chunk(y).shape))
 
@@ -90,7 +90,7 @@ def backward(
     read = _matrices(dstates[:-1])
     torch.bmm(s.read.mT, dy, out=read)
     if cuts is not None:
-        cuts.clear(dlower, cuts.apart)
+        clear(dlower, cuts.apart)
         cuts.sum_again(read, s.read, dy, cuts.unseen)
     dstates[-1] = dstate
     around, passed = dstates.unbind(0), _passed(s, cuts).unbind(0)
@@ -105,9 +105,9 @@ def backward(
     entered, written = _matrices(states[:-1]), _matrices(dstates[1:])
     dv, dread, dwrite = torch.bmm(s.write, written), matmul_nt(dy, entered), matmul_nt(v, written)
     if cuts is not None:
-        cuts.clear(dread, cuts.unseen)
-        cuts.clear(dwrite, cuts.lost)
-        cuts.clear(dv, cuts.lost)
+        clear(dread, cuts.unseen)
+        clear(dwrite, cuts.lost)
+        clear(dv, cuts.lost)
     dv.baddbmm_(lower.mT, dy)
     by_chunk(grads.v).copy_(dv.view(by_chunk(grads.v).shape))
     s.pullback(dlower, dread, dwrite, flux, (grads.r, grads.k, grads.log_w))
