@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from diagnose.probes import planted
 from toys import randomized, small
 
 from groundthink.diagnose.probes import growth, states
-from groundthink.diagnose.probes.evolution import between, edited, spearman, superposition
+from groundthink.diagnose.probes.coupling import spearman
+from groundthink.diagnose.probes.evolution import between, edited, superposition
 from groundthink.diagnose.probes.walk import observe, walk
 from groundthink.models.build import build
 from groundthink.verdicts.verdict import Verdict
@@ -125,11 +125,10 @@ def test_a_state_nobody_reads_mixes_without_loss():
 
 @pytest.mark.tiny
 def test_rank_correlation_of_known_series():
-    x = np.array([0, 1, 2, 4, 8])
-    assert spearman(x, x**3) == pytest.approx(1)
-    assert spearman(x, -x) == pytest.approx(-1)
-    assert spearman(x, np.array([1, 2, 2, 3, 4])) == pytest.approx(0.9746794)
-    assert spearman(x, np.ones(5)) == 0
+    x = torch.tensor([0, 1, 2, 4, 8])
+    series = torch.stack((x**3, -x, torch.tensor([1, 2, 2, 3, 4]), torch.ones(5)))
+    expected = [1, -1, 0.9746794, 0]
+    assert spearman(x.expand(4, 5), series).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.tiny

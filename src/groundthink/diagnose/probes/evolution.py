@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,32 +104,14 @@ def _others(texts: Tensor, generator: torch.Generator) -> Tensor:
 
 def between(model: LanguageModel, texts: Tensor, split: int, alphas: Sequence[float]) -> Tensor:
     """Loss of each text's rest, in nats per token, from alpha of its own state and 1 - alpha of
-    another text's [texts, alphas].
+    the state of the text before it [texts, alphas].
 
     Args:
-        split: tokens that make the states; the rest is predicted. The other text is the next one.
+        split: tokens that make the states; the rest is predicted.
     """
     found = []
-    for first in range(0, len(texts), ROWS):
-        part = texts[first : first + ROWS]
-        # The neighbour of the last row of a batch is its first: no text meets itself.
-        _, own = model.features(part[:, :split])
-        other = own.map(lambda x: x.roll(1, 0))
-        rest = part[:, split:]
-        found.append(
-            torch.stack([text_losses(model, rest, own.mix(other, a)) for a in alphas], 1).cpu()
-        )
+    for part, others in zip(texts.split(ROWS), texts.roll(1, 0).split(ROWS), strict=True):
+        (_, own), (_, other) = (model.features(x[:, :split]) for x in (part, others))
+        columns = [text_losses(model, part[:, split:], own.mix(other, a)) for a in alphas]
+        found.append(torch.stack(columns, 1).cpu())
     return torch.cat(found)
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Rank correlation of two short series (Spearman 1904); equal values share their rank."""
-    a, b = _ranks(x), _ranks(y)
-    a, b = a - a.mean(), b - b.mean()
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / scale if scale else 0.0
-
-
-def _ranks(x: np.ndarray) -> np.ndarray:
-    below = (x[:, None] > x).sum(1)
-    return below + ((x[:, None] == x).sum(1) - 1) / 2

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from groundthink.diagnose.components import branches
 from groundthink.diagnose.dynamics import diverged
-from groundthink.diagnose.probes.evolution import between, edited, spearman, superposition
+from groundthink.diagnose.probes.coupling import spearman
+from groundthink.diagnose.probes.evolution import between, edited, superposition
 from groundthink.diagnose.probes.growth import growth, needed
 from groundthink.diagnose.probes.registry import Row, probe
 from groundthink.diagnose.probes.walk import Table, gated, observe
@@ -200,8 +200,8 @@ def editing(subject: Subject) -> Iterator[Row]:
     texts, clusters = subject.stretches(*EDITED)
     by_count, by_choice = edited(subject.model, texts, EDITS, VARIANTS)
     for branch, distances in by_count.items():
-        order = [spearman(np.array(EDITS), row) for row in distances.numpy()]
-        rho = bootstrap_mean(order, clusters)
+        order = spearman(torch.tensor(EDITS).expand(distances.shape), distances)
+        rho = bootstrap_mean(order.numpy(), clusters)
         means = [bootstrap_mean(x.numpy(), clusters) for x in distances.T]
         fields = {"edits": list(EDITS), "distance": [x.value for x in means]}
         bounds = {"low": [x.low for x in means], "high": [x.high for x in means]}

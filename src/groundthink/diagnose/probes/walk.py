@@ -111,6 +111,7 @@ def observe(model: LanguageModel, texts: Tensor, stops: Sequence[int]) -> Table:
 def _batch(model: LanguageModel, texts: Tensor, stops: Sequence[int], spectra: bool) -> Table:
     """`observe` of texts that fit in one forward pass."""
     seen: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    gates: dict[str, list[Tensor]] = defaultdict(list)
     last: dict[str, Tensor] = {}
     for index, (here, between) in enumerate(walk(model, texts, stops)):
         for name, stop in here.items():
@@ -124,7 +125,7 @@ def _batch(model: LanguageModel, texts: Tensor, stops: Sequence[int], spectra: b
                 seen[name][quantity].append(values)
             last[name] = stop.after
         for block in gated(model):
-            seen[block]["gate"].append(between[f"{block}.fusion.gate"].output.float().flatten(1))
+            gates[block].append(between[f"{block}.fusion.gate"].output.float().flatten(1))
     table = {
         name: {q: torch.stack(v, 1) for q, v in columns.items()} for name, columns in seen.items()
     }
@@ -132,10 +133,10 @@ def _batch(model: LanguageModel, texts: Tensor, stops: Sequence[int], spectra: b
         table[name]["log_decay"] = table[name]["log_decay"].mean(1)
         even = len(state) // 2 * 2
         table[name]["apart"] = measures.apart(state[0:even:2], state[1:even:2])
-    for block in gated(model):
-        gates = torch.cat(seen[block]["gate"], 1)
-        saturated = ((gates < CLOSED) | (gates > OPEN)).float().mean(1)
-        table[block] = {"gate": gates.mean(1), "saturated": saturated}
+    for block, pieces in gates.items():
+        gate = torch.cat(pieces, 1)
+        saturated = ((gate < CLOSED) | (gate > OPEN)).float().mean(1)
+        table[block] = {"gate": gate.mean(1), "saturated": saturated}
     return table
 
 
