@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from kernel_laws import DEVICE, HALF, normal
 
 from groundthink.errors import UserError
-from groundthink.ops.conv import BACKENDS, conv_silu, conv_silu_dt
+from groundthink.ops.conv import BACKENDS, conv_silu, conv_silu_dt, parts
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS["conv_silu"])
 
@@ -40,6 +40,26 @@ def test_kernels_equal_the_fp64_reference(shape, resets):
 @pytest.mark.usefixtures("interpreter")
 def test_kernels_in_half_precision():
     kernel_laws.equals_the_reference(conv_silu_dt, make(2, 9, 24, dtype=HALF), HALF)
+
+
+def projected(x, weight, taps, bias, dt_bias, window, reset, *, backend):
+    """What Mamba-2 does before SSD: the gradients of xbc and dt come in the same rows."""
+    sizes = len(weight) - len(bias) - len(dt_bias), len(bias), len(dt_bias)
+    z, xbc, dt = parts(x, weight, sizes, backend=backend)
+    return z, *conv_silu_dt(xbc, dt, taps, bias, dt_bias, window, reset, backend=backend)
+
+
+def projection(steps, dtype=torch.float32):
+    _, _, *rest = make(2, steps, 20)
+    return normal(2, steps, 12, dtype=dtype), normal(30, 12, dtype=dtype), *rest
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("steps", [1, 9])
+def test_projection_in_parts(steps):
+    kernel_laws.equals_the_reference(projected, projection(steps))
+    with pytest.raises(UserError, match="parts: weight has shape"):
+        parts(normal(2, steps, 12), normal(30, 12), (7, 20, 4))
 
 
 @pytest.mark.usefixtures("interpreter")
@@ -159,6 +179,13 @@ def test_bf16_on_the_gpu(shape):
     args = make(*shape, dtype=torch.bfloat16)
     kernel_laws.equals_the_reference(conv_silu_dt, args, torch.bfloat16)
     kernel_laws.repeats_bitwise(conv_silu_dt, args)
+
+
+@pytest.mark.gpu
+def test_projection_in_parts_on_the_gpu():
+    args = projection(500, torch.bfloat16)
+    kernel_laws.equals_the_reference(projected, args, torch.bfloat16)
+    kernel_laws.captures(projected, args)
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@ from kernel_laws import DEVICE, normal
 
 from groundthink.ops.conv import conv_silu_dt
 from groundthink.ops.fusion import token_gate
-from groundthink.ops.norm import add_rms_norm, gated_rms_norm, head_norm_gate, rms_norm
+from groundthink.ops.norm import gated_rms_norm, head_norm_gate, residual_norm, rms_norm
 from groundthink.ops.shift import project
 
 pytestmark = pytest.mark.tiny
@@ -24,13 +24,13 @@ def resets(steps: int, given: bool):
     return torch.rand(2, steps, device=DEVICE) < 0.2 if given else None
 
 
-@pytest.mark.parametrize("op", [rms_norm, add_rms_norm, gated_rms_norm, head_norm_gate])
+@pytest.mark.parametrize("op", [rms_norm, residual_norm, gated_rms_norm, head_norm_gate])
 @pytest.mark.parametrize("steps", [1, 15])
 def test_norms(op, steps):
     x, y, weight, bias = normal(2, steps, 24), normal(2, steps, 24), normal(24), normal(24)
     args = {
         rms_norm: (x, weight, 1e-5),
-        add_rms_norm: (x, y, weight, 1e-5),
+        residual_norm: (x, weight, 1e-5),
         gated_rms_norm: (x, y, weight, 3, 1e-5),
         head_norm_gate: (x.unflatten(-1, (3, 8)), y, weight, bias, 1e-3),
     }[op]

@@ -23,11 +23,6 @@ BACKENDS = {
         "eager": eager.rms_norm,
         "triton": lambda *args: _kernels().rms_norm(*args),
     },
-    "add_rms_norm": {
-        "reference": reference.add_rms_norm,
-        "eager": eager.add_rms_norm,
-        "triton": lambda *args: _kernels().add_rms_norm(*args),
-    },
     "residual_norm": {
         "reference": lambda x, *args: (x, reference.rms_norm(x, *args)),
         "eager": lambda x, *args: (x, eager.rms_norm(x, *args)),
@@ -72,37 +67,6 @@ def rms_norm(
     check_shape("rms_norm", "weight", weight, x.shape[-1:])
     run = choose("rms_norm", BACKENDS["rms_norm"], backend, x)
     return run(x, weight, eps, dtype or x.dtype)
-
-
-def add_rms_norm(
-    x: Tensor,
-    y: Tensor,
-    weight: Tensor,
-    eps: float,
-    *,
-    dtype: torch.dtype | None = None,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """The residual stream x takes in y and is normalised for the next layer.
-
-    Args:
-        x: [..., C].
-        y: what is added [..., C], of any floating type.
-        weight: [C].
-        eps: added to the mean square.
-        dtype: of the norm; that of x if None.
-        backend: a name in ``BACKENDS["add_rms_norm"]``, or ``auto``.
-
-    Returns:
-        ``x + y`` in the dtype of x, and its `rms_norm`, [..., C] each.
-
-    Raises:
-        UserError: a shape does not fit, or the backend is unknown or cannot run here.
-    """
-    check_shape("add_rms_norm", "y", y, x.shape)
-    check_shape("add_rms_norm", "weight", weight, x.shape[-1:])
-    run = choose("add_rms_norm", BACKENDS["add_rms_norm"], backend, x)
-    return run(x, y, weight, eps, dtype or x.dtype)
 
 
 def residual_norm(

@@ -20,14 +20,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
     return _RMSNorm.apply(*_wide(x, weight), eps).to(dtype)  # pyright: ignore
 
 
-def add_rms_norm(
-    x: Tensor, y: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """x + y, and its norm."""
-    total = (x + y).to(x.dtype)
-    return total, rms_norm(total, weight, eps, dtype)
-
-
 def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
     """The norm of y silu(z), in equal groups of channels."""
     return _GatedRMSNorm.apply(*_wide(y, z, weight), groups, eps).to(y.dtype)  # pyright: ignore

@@ -30,29 +30,21 @@ def _fill(pad: int) -> int:
 
 
 def _rms(
-    x: Tensor,
-    add: Tensor | None,
-    z: Tensor | None,
-    weight: Tensor,
-    groups: int,
-    eps: float,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """The norm of x, x + add or x silu(z), and x + add if there is one."""
+    x: Tensor, z: Tensor | None, weight: Tensor, groups: int, eps: float, dtype: torch.dtype
+) -> Tensor:
+    """The norm of x or x silu(z)."""
     width = x.shape[-1]
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    total = torch.empty(0 if add is None else x.shape, dtype=x.dtype, device=x.device)
     x, x_step, x_unit = rows(x)
-    add, add_step, add_unit = (None, 0, 1) if add is None else rows(add)
     z, z_step, z_unit = (None, 0, 1) if z is None else rows(z)
     n = x.numel() // width
     pad, tall, warps = tile_of(width // groups, TILE)
     with device_of(x):
         _rms_forward[(triton.cdiv(n, tall), groups)](
-            x, add, z, weight, out, total, n, x_step, add_step, z_step, eps,
-            width, width // groups, x_unit, add_unit, z_unit, pad, tall, num_warps=warps,
+            x, z, weight, out, n, x_step, z_step, eps,
+            width, width // groups, x_unit, z_unit, pad, tall, num_warps=warps,
         )  # fmt: skip
-    return out, total
+    return out
 
 
 def _rms_grad(
@@ -60,62 +52,48 @@ def _rms_grad(
     z: Tensor | None,
     weight: Tensor,
     dout: Tensor,
-    dtotal: Tensor | None,
+    dthrough: Tensor | None,
     groups: int,
     eps: float,
-    other: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (and of x + add), of z or, in another dtype, of add, and of the weight."""
+    """Gradients of x, which has `dthrough` from elsewhere, of z, and of the weight."""
     width = x.shape[-1]
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    dother = torch.empty(0 if other is None else x.shape, dtype=other or x.dtype, device=x.device)
+    dz = x.new_empty(0) if z is None else torch.empty(x.shape, dtype=z.dtype, device=x.device)
     x, x_step, x_unit = rows(x)
     dout, dout_step, dout_unit = rows(dout)
     z, z_step, z_unit = (None, 0, 1) if z is None else rows(z)
-    dtotal, dtotal_step, dtotal_unit = (None, 0, 1) if dtotal is None else rows(dtotal)
+    dthrough, dthrough_step, dthrough_unit = (None, 0, 1) if dthrough is None else rows(dthrough)
     n = x.numel() // width
     pad, tall, warps = tile_of(width // groups, BACK)
     some = min(triton.cdiv(n, tall), processors(x.device) * _fill(pad) // warps)
     shares = torch.empty(some, width, dtype=torch.float32, device=x.device)
     with device_of(x):
         _rms_backward[(some, groups)](
-            x, z, weight, dout, dtotal, dx, None if other is None else dother, shares,
-            n, x_step, z_step, dout_step, dtotal_step, eps, width, width // groups,
-            x_unit, z_unit, dout_unit, dtotal_unit, pad, tall, num_warps=warps,
+            x, z, weight, dout, dthrough, dx, None if z is None else dz, shares,
+            n, x_step, z_step, dout_step, dthrough_step, eps, width, width // groups,
+            x_unit, z_unit, dout_unit, dthrough_unit, pad, tall, num_warps=warps,
         )  # fmt: skip
-    return dx, dother, total(shares).to(weight.dtype)
+    return dx, dz, total(shares).to(weight.dtype)
 
 
-def _fake_rms(x, add, z, weight, groups, eps, dtype):
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    return out, x.new_empty(0 if add is None else x.shape)
+def _fake_rms(x, z, weight, groups, eps, dtype):
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
-def _fake_rms_grad(x, z, weight, dout, dtotal, groups, eps, other):
-    dother = torch.empty(0 if other is None else x.shape, dtype=other or x.dtype, device=x.device)
-    return x.new_empty(x.shape), dother, torch.empty_like(weight)
+def _fake_rms_grad(x, z, weight, dout, dthrough, groups, eps):
+    dz = x.new_empty(0) if z is None else z.new_empty(z.shape)
+    return x.new_empty(x.shape), dz, torch.empty_like(weight)
 
 
-def _rms_setup(ctx, inputs, outputs):
-    x, add, z, weight, groups, eps, _ = inputs
-    ctx.save_for_backward(x if add is None else outputs[1], z, weight)
-    ctx.rest = groups, eps, None if add is None else add.dtype
+def _rms_setup(ctx, inputs, _):
+    x, z, weight, *ctx.rest, _ = inputs
+    ctx.save_for_backward(x, z, weight)
 
 
-def _rms_pull(ctx, dout, dtotal):
-    x, z, weight = ctx.saved_tensors
-    groups, eps, added = ctx.rest
-    if added is None:
-        dtotal = None
-        other = None if z is None else z.dtype
-    else:
-        other = None if added == x.dtype else added
-    if dout is None:
-        dout = torch.zeros_like(x)
-    dx, dother, dweight = _rms_gradient(x, z, weight, dout, dtotal, groups, eps, other)
-    rest = dx if other is None else dother
-    dadd, dz = (None if added is None else rest), (None if z is None else rest)
-    return dx, dadd, dz, dweight, None, None, None
+def _rms_pull(ctx, dout):
+    dx, dz, dweight = _rms_gradient(*ctx.saved_tensors, dout, None, *ctx.rest)
+    return dx, None if ctx.saved_tensors[1] is None else dz, dweight, None, None, None
 
 
 _rms_gradient = Operator("rms_norm_backward", _rms_grad, _fake_rms_grad)
@@ -124,7 +102,7 @@ _rms_norm = differentiable(Operator("rms_norm", _rms, _fake_rms), _rms_setup, _r
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """`groundthink.ops.norm.rms_norm`."""
-    return _rms_norm(x, None, None, weight, 1, eps, dtype)[0]
+    return _rms_norm(x, None, weight, 1, eps, dtype)
 
 
 class _ResidualNorm(torch.autograd.Function):
@@ -133,7 +111,7 @@ class _ResidualNorm(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return x.view_as(x), _rms(x, None, None, weight, 1, eps, dtype)[0]
+        return x.view_as(x), _rms(x, None, weight, 1, eps, dtype)
 
     @staticmethod
     @once_differentiable
@@ -141,7 +119,7 @@ class _ResidualNorm(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         if dout is None:
             return dx, None, None, None
-        dx, _, dweight = _rms_grad(x, None, weight, dout, dx, 1, ctx.eps, None)
+        dx, _, dweight = _rms_grad(x, None, weight, dout, dx, 1, ctx.eps)
         return dx, dweight, None, None
 
 
@@ -154,17 +132,9 @@ def residual_norm(
     return _ResidualNorm.apply(x, weight, eps, dtype)  # pyright: ignore
 
 
-def add_rms_norm(
-    x: Tensor, y: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """`groundthink.ops.norm.add_rms_norm`."""
-    out, total = _rms_norm(x, y, None, weight, 1, eps, dtype)
-    return total, out
-
-
 def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
     """`groundthink.ops.norm.gated_rms_norm`."""
-    return _rms_norm(y, None, z, weight, groups, eps, y.dtype)[0]
+    return _rms_norm(y, z, weight, groups, eps, y.dtype)
 
 
 def _head_tile(count: int, size: int, elements: int) -> tuple[int, int, int]:

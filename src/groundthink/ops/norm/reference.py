@@ -18,14 +18,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
     return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps).to(dtype)
 
 
-def add_rms_norm(
-    x: Tensor, y: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """x + y, and its norm."""
-    total = (wide(x) + wide(y)).to(x.dtype)
-    return total, rms_norm(total, weight, eps, dtype)
-
-
 def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
     """The norm of y silu(z), in equal groups of channels."""
     gated = (wide(y) * F.silu(wide(z))).unflatten(-1, (groups, -1))

@@ -21,20 +21,16 @@ def silu_and_slope(z):
 @kernel
 def _rms_forward(
     x_ptr,
-    add_ptr,
     z_ptr,
     weight_ptr,
     out_ptr,
-    total_ptr,
     n,
     x_step,
-    add_step,
     z_step,
     eps,
     WIDTH: tl.constexpr,
     SIZE: tl.constexpr,
     X_UNIT: tl.constexpr,
-    ADD_UNIT: tl.constexpr,
     Z_UNIT: tl.constexpr,
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
@@ -45,11 +41,6 @@ def _rms_forward(
     channel = tl.program_id(1) * SIZE + column
     at = row * WIDTH + channel
     x = tl.load(x_ptr + row * (x_step * X_UNIT) + channel, inside, 0).to(tl.float32)
-    if add_ptr is not None:
-        x += tl.load(add_ptr + row * (add_step * ADD_UNIT) + channel, inside, 0).to(tl.float32)
-        total = x.to(total_ptr.dtype.element_ty)
-        tl.store(total_ptr + at, total, inside)
-        x = total.to(tl.float32)
     if z_ptr is not None:
         z = tl.load(z_ptr + row * (z_step * Z_UNIT) + channel, inside, 0).to(tl.float32)
         x *= z * tl.sigmoid(z)
@@ -65,22 +56,22 @@ def _rms_backward(
     z_ptr,
     weight_ptr,
     dout_ptr,
-    dtotal_ptr,
+    dthrough_ptr,
     dx_ptr,
-    dother_ptr,
+    dz_ptr,
     dweight_ptr,
     n,
     x_step,
     z_step,
     dout_step,
-    dtotal_step,
+    dthrough_step,
     eps,
     WIDTH: tl.constexpr,
     SIZE: tl.constexpr,
     X_UNIT: tl.constexpr,
     Z_UNIT: tl.constexpr,
     DOUT_UNIT: tl.constexpr,
-    DTOTAL_UNIT: tl.constexpr,
+    DTHROUGH_UNIT: tl.constexpr,
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
 ):
@@ -107,17 +98,19 @@ def _rms_backward(
         dout *= weight
         mean = tl.sum(dout * normed, axis=1)[:, None] / SIZE
         dgated = (dout - normed * mean) * scale
-        if dtotal_ptr is not None:
-            dtotal = tl.load(dtotal_ptr + row * (dtotal_step * DTOTAL_UNIT) + channel, inside, 0)
-            dgated += dtotal.to(tl.float32)
+        if dthrough_ptr is not None:
+            dthrough = tl.load(
+                dthrough_ptr + row * (dthrough_step * DTHROUGH_UNIT) + channel, inside, 0
+            )
+            dgated += dthrough.to(tl.float32)
         if z_ptr is not None:
-            dother = dgated * x * slope
+            dz = dgated * x * slope
             dgated *= gate
         else:
-            dother = dgated
+            dz = dgated
         tl.store(dx_ptr + at, dgated.to(dx_ptr.dtype.element_ty), inside)
-        if dother_ptr is not None:
-            tl.store(dother_ptr + at, dother.to(dother_ptr.dtype.element_ty), inside)
+        if dz_ptr is not None:
+            tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), inside)
     share = tl.sum(dweight, axis=0)[None, :]
     tl.store(dweight_ptr + tl.program_id(0) * WIDTH + channel, share, column < SIZE)
 

@@ -1,0 +1,42 @@
+"""Tensors that lie side by side are joined without a copy, others with one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from groundthink.ops.memory import aligned, joined, stacked
+
+pytestmark = pytest.mark.tiny
+
+
+def same_memory(a, b):
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def test_stacked():
+    whole = torch.randn(4, 3, 5)
+    parts = whole.unbind(0)
+    for tensors, shared in (
+        (parts, True),
+        (parts[1:3], True),
+        (parts[::-1], False),
+        (parts[::2], False),
+        ((parts[0], parts[1].clone()), False),
+        (tuple(part.t() for part in parts), False),
+    ):
+        result = stacked(tensors)
+        assert torch.equal(result, torch.stack(tensors))
+        assert same_memory(result, whole) == shared
+
+
+def test_joined():
+    rows = torch.randn(6, 16)
+    left, right = rows[:, :9], rows[:, 9:13]
+    assert same_memory(joined(left, right), rows)
+    for a, b in ((left, right), (left, rows[:, 10:13]), (left, right.clone()), (right, left)):
+        assert torch.equal(joined(a, b), torch.cat((a, b), 1))
+
+
+def test_aligned():
+    assert [aligned(n) for n in (1, 8, 9, 644)] == [8, 8, 16, 648]
