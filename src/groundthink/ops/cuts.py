@@ -16,10 +16,10 @@ def once(reset: Tensor, key: Hashable, make: Callable[[], Any]) -> Any:
     """make(), or what it gave for these resets before: the layers of a model share them."""
     if reset.is_inference():  # no version tells whether it has changed
         return make()
-    version, made = _known.get(reset, (None, None))
-    if version != reset._version:
-        made = {}
-        _known[reset] = reset._version, made
+    entry = _known.get(reset)
+    if entry is None or entry[0] != reset._version:
+        entry = _known[reset] = reset._version, {}
+    made = entry[1]
     if key not in made:
         made[key] = make()
     return made[key]

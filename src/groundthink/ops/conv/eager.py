@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from groundthink.ops.conv import reference
+from groundthink.ops.cuts import once
 from groundthink.ops.fused import full_precision
 
 
@@ -68,7 +69,13 @@ class _Cut(NamedTuple):
 
     @classmethod
     def of(cls, reset: Tensor | None, width: int) -> _Cut | None:
-        if reset is None or not reset.any():
+        if reset is None:
+            return None
+        return once(reset, ("conv", width), lambda: cls._of(reset, width))
+
+    @classmethod
+    def _of(cls, reset: Tensor, width: int) -> _Cut | None:
+        if not reset.any():
             return None
         count = F.pad(reset, (width - 1, 0)).cumsum(1).unfold(1, width, 1)  # [B, T, W]
         keep = count == count[..., -1:]
@@ -87,7 +94,7 @@ class _ConvSiLU(torch.autograd.Function):
     def forward(ctx, x, weight, bias, window, reset):
         ctx.cut = _Cut.of(reset, weight.shape[1])
         ctx.save_for_backward(x, weight, bias, window)
-        return F.silu(_convolve(*_wide(x, weight, bias, window), ctx.cut)).to(x.dtype)
+        return F.silu(_convolve(*_wide(x, weight, bias, window), cut=ctx.cut)).to(x.dtype)
 
     @staticmethod
     @once_differentiable

@@ -133,6 +133,7 @@ def _diagonal(lower: Tensor, cells: Tensor) -> Tensor:
 def _passed(s: Scheme, cuts: Cuts | None) -> Tensor:
     """What a chunk passes of the state that enters it [N, B, H, K, 1]."""
     passed = s.inner if s.outer is None else s.outer[1:]
+    assert passed is not None
     return passed if cuts is None else passed * cuts.whole
 
 
