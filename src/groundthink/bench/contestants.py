@@ -163,28 +163,32 @@ def enter_peers() -> None:
 
 
 def parity(name: str, config: BenchModel, device: torch.device) -> tuple[float, Verdict]:
-    """How far a form of the model is from its reference loops (`distance`), at the precision of
-    the race, and the verdict."""
-    exactly = config.precision == "fp32" and name != PEERS
-    key = ("G1", "pieces against whole") if exactly else ("parity", "half model")
-    error = distance(name, "reference", replace(config, compile=False), PARITY_SHAPE, device)
-    return error, decide(exact(error), THRESHOLDS[key])
+    """How far a form of the model is from its reference loops, and the verdict.
+
+    In fp32 the distance itself; in half precision the distance to the loops in fp32 over that of
+    the loops in half precision.
+    """
+    config = replace(config, compile=False)
+    exactly = replace(config, precision="fp32")
+    error = distance(name, config, exactly, device)
+    if config.precision == "fp32":
+        return error, decide(exact(error), THRESHOLDS["G1", "pieces against whole"])
+    error /= distance("reference", config, exactly, device)
+    return error, decide(exact(error), THRESHOLDS["parity", "half model over reference"])
 
 
-def distance(
-    name: str, other: str, config: BenchModel, shape: tuple[int, int], device: torch.device
-) -> float:
-    """Largest relative RMS difference of two contestants in the logits and in the gradient.
+def distance(name: str, config: BenchModel, other: BenchModel, device: torch.device) -> float:
+    """Largest relative RMS difference, in the logits and in the gradient, of a contestant and the
+    reference loops of another config.
 
     Both are compared under the same noise on every weight, because a fresh model may hide its
     mixers behind projections that start at zero.
     """
-    batch = random_batch(config.vocab_size, *shape)._replace(reset=torch.zeros(shape, dtype=bool))
-    found, oracle = (
-        logits_and_gradient(make(each, config, device), batch, device, config.precision)
-        for each in (name, other)
-    )
-    return max(relative_rms(x, y) for x, y in zip(found, oracle, strict=True))
+    batch = random_batch(config.vocab_size, *PARITY_SHAPE)
+    batch = batch._replace(reset=torch.zeros_like(batch.reset))
+    found = logits_and_gradient(make(name, config, device), batch, device, config.precision)
+    truth = logits_and_gradient(make("reference", other, device), batch, device, other.precision)
+    return max(relative_rms(x, y) for x, y in zip(found, truth, strict=True))
 
 
 @torch.no_grad()

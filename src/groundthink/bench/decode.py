@@ -135,7 +135,10 @@ def measure(
                 if tokens.is_cuda:
                     row["launches"] = gpu.launches(partial(step, tokens))
                 laps[f"{name} {mode}"] = lap(step, tokens, config.tokens)
-        except RuntimeError as error:  # memory that does not suffice for keys and values
+        except (
+            RuntimeError,
+            UserError,
+        ) as error:  # memory that does not suffice for keys and values
             rows[f"{name} eager"] = where | {"mode": "eager", "value": None, "n": 0}
             rows[f"{name} eager"]["note"] = f"cannot run: {first_line(error)}"
     device = next(next(iter(models.values())).parameters()).device
@@ -177,7 +180,7 @@ def steps(model: nn.Module, batch: int, state: State) -> dict[str, Step]:
 def agrees(logits: Tensor, oracle: Tensor, row: dict[str, Any]) -> bool:
     """Whether a step gives the logits of the first contestant; the error goes into the row."""
     half = row["who"] == contestants.PEERS or logits.dtype != torch.float32
-    limit = THRESHOLDS[("parity", "half model") if half else ("G1", "pieces against whole")]
+    limit = THRESHOLDS[("parity", "half logits") if half else ("G1", "pieces against whole")]
     row["error"] = relative_rms(logits, oracle)
     row["verdict"] = decide(exact(row["error"]), limit)
     if row["verdict"] == Verdict.FAIL:

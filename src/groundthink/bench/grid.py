@@ -87,7 +87,10 @@ def race_at(
         say(f"B1 {shape}, {name}")
         try:
             entrants[name] = Entrant(name, config, batch, device, make_step)
-        except RuntimeError as error:  # memory that does not suffice, a compiler that is missing
+        except (
+            RuntimeError,
+            UserError,
+        ) as error:  # memory that does not suffice, a compiler that is missing
             fields = {"what": "training", "who": name, "value": None, "n": 0}
             note = f"cannot run: {first_line(error)}"
             results.add(f"B1 training {shape}, {name}", "", fields, note)

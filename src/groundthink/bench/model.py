@@ -8,7 +8,7 @@ import torch
 
 from groundthink.bench import contestants, gpu, grid, matrix, memory, stability
 from groundthink.bench.config import BenchModel
-from groundthink.bench.output import Results, Say, Screen, provenance
+from groundthink.bench.output import Results, Say, Screen, first_line, provenance
 from groundthink.bench.work import MakeStep
 from groundthink.data.corpora import prepare
 from groundthink.device import pick_device
@@ -63,15 +63,9 @@ def measure(
     A model that does not agree with its reference loops has no speed.
     """
     for name in (config.model, contestants.PEERS):
-        if name not in names(config):
-            continue
-        say(f"parity of {name}")
-        error, verdict = contestants.parity(name, config, device)
-        fields = {"value": error, "n": 1, "verdict": verdict}
-        results.add(f"parity with the reference loops, {name}", "", fields, verdict)
-        if verdict == Verdict.FAIL and name == config.model:
-            return False
-        if verdict == Verdict.FAIL:
+        if name in names(config) and not agrees(name, config, device, results, say):
+            if name == config.model:
+                return False
             config = replace(config, against=_without(config.against, name))
     if grid.asked(config):
         grid.run(config, names(config), device, make_step, results, say)
@@ -92,6 +86,21 @@ def measure(
         for shaped in shapes:
             footprint(shaped, make_step, results, say)
     return "B3" not in parts or stable(config, device, make_step, results, say)
+
+
+def agrees(name: str, config: BenchModel, device: torch.device, results: Results, say: Say) -> bool:
+    """Whether a form of the model computes what its reference loops do."""
+    what = f"parity with the reference loops, {name}"
+    say(what)
+    try:
+        error, verdict = contestants.parity(name, config, device)
+    except RuntimeError as error:
+        if name == config.model:
+            raise
+        results.add(what, "", {"value": None, "n": 0}, f"cannot run: {first_line(error)}")
+        return False
+    results.add(what, "", {"value": error, "n": 1, "verdict": verdict}, verdict)
+    return verdict != Verdict.FAIL
 
 
 def launches(config: BenchModel, device: torch.device, results: Results, say: Say) -> None:

@@ -43,6 +43,7 @@ from groundthink.verdicts.verdict import Verdict, decide
 
 OURS = {"wkv6": (wkv6, WKV6_BACKENDS), "ssd": (ssd, SSD_BACKENDS)}
 COMPILED = "chunked+compile"
+KINDS = ("forward", "both")
 ASKING = ("reference", "chunked")
 """Forms that may ask the host in between, which a CUDA graph cannot record."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -255,7 +256,7 @@ def finish(
         row["ours_faster"] = ratio(ours, seconds[f"{name} both {mode}"])
     if context.copy and mode == "graph":
         size = torch.finfo(context.dtype).bits // 8
-        least = dict(zip(("forward", "both"), case.traffic(size), strict=True))
+        least = dict(zip(KINDS, case.traffic(size), strict=True))
         row["of_limit"] = {
             kind: least[kind] / context.copy / (row[f"{kind} graph"]["value"] / 1e3)
             for kind in least
@@ -267,40 +268,41 @@ def columns(device: torch.device) -> list[str]:
     if device.type != "cuda":
         return ["", "forward ms", "both ms", "ours faster", "error, gradient", "first s", ""]
     return [
-        "", "forward ms", "both ms", "forward eager", "both eager", "ours faster", "of limit",
-        "launches", "peak MiB", "error, gradient", "first s", "",
+        "", "forward ms", "both ms", "eager", "ours faster", "of limit", "launches", "MiB",
+        "error, gradient", "first s", "",
     ]  # fmt: skip
 
 
 def cells(row: dict[str, Any], device: torch.device) -> list[str]:
     """The row of a contestant under `columns`."""
-    error, faster = row.get("error"), row.get("ours_faster")
-    start = [row["who"]]
+    gain, notes = row.get("ours_faster"), [row.get("note", "")]
+    if row["verdict"] == Verdict.WARN:
+        notes.insert(0, "inexact")
+    faster = f"{number(gain['value'], 3)} x" if gain else ""
     end = [
-        f"{error['forward']:.0e} {error['gradient']:.0e}" if error else "",
-        number(row["first_s"]) if "first_s" in row else "",
-        row.get("note", "") or ("" if row["verdict"] == "PASS" else str(row["verdict"])),
+        pair(row.get("error"), "{:.0e}", ("forward", "gradient")),
+        number(row["first_s"], 2) if "first_s" in row else "",
+        ", ".join(filter(None, notes)),
     ]
-    gain = number(faster["value"]) + " x" if faster else ""
+    eager = [with_spread(row, f"{kind} eager") for kind in KINDS]
     if device.type != "cuda":
-        return [
-            *start,
-            with_spread(row, "forward eager"),
-            with_spread(row, "both eager"),
-            gain,
-            *end,
-        ]
-    limit, launched = row.get("of_limit"), row.get("launches")
+        return [row["who"], *eager, faster, *end]
+    medians = {kind: row[f"{kind} eager"]["value"] for kind in KINDS if f"{kind} eager" in row}
     return [
-        *start,
-        *(with_spread(row, f"{kind} {mode}") for mode in ("graph", "eager") for kind in
-          ("forward", "both")),
-        gain,
-        f"{limit['forward']:.0%} {limit['both']:.0%}" if limit else "",
-        f"{launched['forward']} {launched['both']}" if launched else "",
+        row["who"],
+        *(with_spread(row, f"{kind} graph") for kind in KINDS),
+        pair(medians, "{:.3g}"),
+        faster,
+        pair(row.get("of_limit"), "{:.0%}"),
+        pair(row.get("launches"), "{}"),
         f"{row['peak_mib']:,.0f}" if "peak_mib" in row else "",
         *end,
-    ]  # fmt: skip
+    ]
+
+
+def pair(found: dict[str, Any] | None, form: str, keys: tuple[str, str] = KINDS) -> str:
+    """Two values of a nested record side by side; empty without it."""
+    return " ".join(form.format(found[key]) for key in keys) if found else ""
 
 
 def report_registers(results: Results, screen: Screen) -> None:

@@ -20,7 +20,8 @@ from groundthink.records import Record, Records
 Say = Callable[[str], None]
 """Takes one line on what is being measured."""
 
-WIDTH = 120  # columns, where there is no terminal to ask
+WIDTH = 130  # columns, where there is no terminal to ask
+NAME = 18  # characters of a name that is not broken
 
 
 def provenance(config: Any, device: torch.device) -> Record:
@@ -94,7 +95,8 @@ class Screen:
         table = Table(box=SIMPLE_HEAD, title=Text(title), title_justify="left", pad_edge=False)
         for i in filled:
             words = i < left or i == len(headings) - 1
-            table.add_column(headings[i], justify="left" if words else "right", no_wrap=not words)
+            short = not words or max(len(row[i]) for row in rows) <= NAME
+            table.add_column(headings[i], justify="left" if words else "right", no_wrap=short)
         for row in rows:
             table.add_row(*(Text(row[i]) for i in filled))
         self.console.print(table)
