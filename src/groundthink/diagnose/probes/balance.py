@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -37,15 +38,15 @@ from groundthink.models.base import LanguageModel
 from groundthink.verdicts.statistics import Paired
 from groundthink.verdicts.verdict import Finding, judge, skipped
 
-LENGTH = 128
+LENGTH = 96
 """Tokens of a row; half of them before the memory is cut."""
 AT = LENGTH // 2
 REFERENCE = 32
 """Rows of other documents, for means and constants."""
 LAYERED = (("output", "zero"), ("output", "mean"), ("memory", "zero"))
 """Site and mode of the ablations that are repeated in every single layer."""
-PREFIXED = ("output", "zero")
-"""Site and mode of the ablation that is repeated in all layers up to each."""
+PREFIXED, PREFIXES = ("output", "zero"), 4
+"""Site and mode of the ablation that is repeated in all layers up to some, and to how many."""
 
 
 @probe("balance", "causal balance of the branches")
@@ -57,7 +58,8 @@ def balance(subject: Subject) -> list[Row]:
     study, clusters, reference = texts(subject)
     paired = Paired(measure(model, study, reference), clusters)
     effects = adjust([effect(paired, arm, present(model, arm)) for arm in emptied(paired)])
-    rows: list[Row] = [("effect", asdict(found)) for found in effects]
+    rows: list[Row] = [("texts", about(study, paired, model))]
+    rows += [("effect", asdict(found)) for found in effects]
     rows += [("layer", fields) for fields in mixing(paired)]
     rows += [("gradients", fields) for fields in gradients(subject)]
     return [*rows, *(("finding", finding.record()) for finding in findings(effects))]
@@ -111,6 +113,13 @@ def measure(model: LanguageModel, study: Tensor, reference: Tensor) -> dict[Any,
     return {name: torch.cat(values).double().cpu().numpy() for name, values in found.items()}
 
 
+def about(study: Tensor, paired: Paired, model: LanguageModel) -> dict[str, Any]:
+    """What was read, and the loss of a guess: beyond it a cut model is broken, not deprived."""
+    count, length = study.shape
+    chance = math.log(model.config.vocab_size)
+    return {"texts": count, "documents": paired.n, "length": length, "at": AT, "chance": chance}
+
+
 def sites_of(model: LanguageModel) -> tuple[str, ...]:
     """Where the branches are cut: with one kind of mixer only its memory is of interest."""
     return SITES if len(players(model)) > 1 else ("memory",)
@@ -135,7 +144,7 @@ def measured(
                 cut = run(model, whole[first], arm, parties, AT, doubles)
                 yield arm, loss(cut[-1])
                 if arm.scope == "all" and (site, arm.mode) == PREFIXED:
-                    for layer in range(arm.layer):
+                    for layer in range(0, arm.layer, -(-arm.layer // PREFIXES)):
                         rest = stream(model, cut[layer + 1], layer + 1)
                         yield replace(arm, scope="prefix", layer=layer), loss(rest[-1])
 
