@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import kernel_laws
 import pytest
 import scans
 import torch
@@ -69,7 +70,9 @@ def assert_close(results, oracle, dtype=torch.float32):
         name: relative_rms(value, expected)
         for name, value, expected in zip(NAMES, results, oracle, strict=True)
     }
-    good = [error <= (forward if i < 2 else gradient) for i, error in enumerate(errors.values())]
+    everything = list(errors.values())
+    kernel_laws.note("wkv6", dtype, everything[:2], everything[2:])
+    good = [error <= (forward if i < 2 else gradient) for i, error in enumerate(everything)]
     assert all(good), errors
 
 
@@ -225,6 +228,17 @@ def test_what_the_kernels_cannot_take_is_said(device):
         wkv6(*make(4, device, k=130)[0], backend="triton")
     y, _ = wkv6(*make(4, device, k=130)[0])
     assert y.isfinite().all()
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("size", [32, 48, 128])
+def test_other_head_sizes(size):
+    for regime in ("initial", "mixed"):
+        case = make(500, "cuda", k=size, v=size, batch=2, regime=regime)
+        check(case, torch.bfloat16)
+        first, again = run(*case, torch.bfloat16), run(*case, torch.bfloat16)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 @gpu
