@@ -82,7 +82,7 @@ def _known(about: Record, rows: list[Record]) -> Figure:
     shape, note = level(control, f"embedding {sig(control, 2)}")
     layout = {
         "barmode": "relative",
-        "xaxis": axis("layer", dtick=1),
+        "xaxis": axis("layer", dtick=1, range=[x[0] - 0.6, x[-1] + 0.6]),
         "yaxis": axis("bits"),
         "margin": {"r": 110},
         "shapes": [shape],

@@ -182,9 +182,11 @@ def _recall(recall: Record) -> Figure:
     x: list[Any] = list(map(str, recall["distances"]))
     traces = [line(x, gain["value"], "gain", INK, mode="lines+markers", error_y=_bars(gain))]
     at = recall["distances"].index(AT)
-    sure = "" if (gain["low"][at] or 0) > 0 else ", which may be nothing"
+    value, low, high = (gain[edge][at] for edge in EDGES)
+    unsure = low is None or high is None or low <= 0 <= high
     title = (
-        f"{AT} tokens on, the told value gains {sig(gain['value'][at], 2)} nats at its cue{sure}"
+        f"{AT} tokens on, the told value {'gains' if value >= 0 else 'loses'} "
+        f"{sig(abs(value), 2)} nats at its cue{', which may be nothing' if unsure else ''}"
     )
     caption = (
         "Log-probability of the told value over that in a run where another was told; bars are "
