@@ -158,3 +158,38 @@ def test_fp16_overflow_leaves_the_step_out_and_lowers_the_scale():
     runner.step(1, [batch(4)])
     assert all(torch.equal(p, q) for p, q in zip(before, runner.model.parameters(), strict=True))
     assert runner.scaler.get_scale() < 2.0**40
+
+
+@gpu
+def test_a_recorded_step_is_the_eager_one():
+    """With clipping, AdamW and the schedule in it, on new batches and learning rates."""
+    device, runs = torch.device("cuda"), []
+    for recorded in (True, False):
+        config = TrainConfig(lr=1e-2, warmup_steps=3, grad_clip=0.5, cuda_graph=recorded)
+        runner = Stepper(build(MODEL, device=device, seed=1), config, device, True)
+        outcomes = [runner.step(i, [batch(4, seed=i)]) for i in range(1, 6)]
+        assert len(runner.graphs) == recorded
+        state = [x for _, x in runner.state.items()]
+        runs.append((outcomes, [*runner.model.parameters(), *state]))
+    for a, b in zip(runs[0][0], runs[1][0], strict=True):
+        assert (a.scored, a.lr) == (b.scored, b.lr)
+        assert (a.loss, a.grad_norm) == pytest.approx((b.loss, b.grad_norm), rel=1e-4)
+    for p, q in zip(runs[0][1], runs[1][1], strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5)
+
+
+@gpu
+def test_a_recorded_step_that_is_not_finite_leaves_everything_as_it_was():
+    device = torch.device("cuda")
+    runner = Stepper(build(MODEL, device=device), TrainConfig(), device, True)
+    runner.step(1, [batch(2)])
+    with torch.no_grad():
+        runner.model.blocks[1].mamba2.in_proj.weight[0, 0] = torch.nan
+    kept = [*runner.model.parameters(), *(x for _, x in runner.state.items())]
+    moments = [x for s in runner.optimizer.state.values() for x in s.values()]
+    before = [x.detach().clone() for x in (*kept, *moments)]
+    with pytest.raises(NonFinite, match=r"loss .* blocks.1.mamba2"):
+        runner.step(2, [batch(2)])
+    now = [*runner.model.parameters(), *(x for _, x in runner.state.items()), *moments]
+    for x, y in zip(now, before, strict=True):
+        torch.testing.assert_close(x.detach(), y, rtol=0, atol=0, equal_nan=True)
