@@ -11,6 +11,7 @@ from toys import randomized, small
 from groundthink.diagnose.probes import balance as probe
 from groundthink.diagnose.probes import optimal
 from groundthink.diagnose.probes.arms import MODES, Arm, subsets
+from groundthink.diagnose.probes.mixing import fusions, mixing, quantities
 from groundthink.diagnose.probes.shapley import Effect, adjust, effect
 from groundthink.diagnose.subject import Subject
 from groundthink.errors import UserError
@@ -184,18 +185,13 @@ def test_p_values_are_adjusted_within_their_family():
 
 def test_gates_and_shares_are_those_of_the_forward_pass():
     toy = real("hgf")
-    rows = probe.balance(toy)
-    study, _, _ = probe.texts(toy)
-    block = toy.model.blocks[0]
-    inputs = []
-    handle = block.fusion.register_forward_hook(lambda _, x, y: inputs.append(x))
-    with torch.no_grad():
-        toy.model(study)
-    handle.remove()
-    with torch.no_grad():
-        r, m = block.fusion.parts(*inputs[0])
-        gate = block.fusion.gate(*inputs[0])
-    layer = next(fields for kind, fields in rows if kind == "layer")
+    with torch.no_grad(), fusions(toy.model) as calls:
+        toy.model(probe.texts(toy)[0])
+        found = {name: x.numpy() for name, x in quantities(toy.model, calls)}
+        fusion = toy.model.blocks[0].fusion
+        inputs = calls["blocks.0.fusion"][0].inputs
+        (r, m), gate = fusion.parts(*inputs), fusion.gate(*inputs)
+    layer = mixing(Paired(found))[0]
     y = r + m
     assert layer["share"]["value"] == pytest.approx(float((r * y).sum() / (y * y).sum()), rel=1e-4)
     assert layer["gate"]["value"] == pytest.approx(float(gate.mean()), rel=1e-4)

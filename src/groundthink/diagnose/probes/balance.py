@@ -144,7 +144,8 @@ def measured(
                 cut = run(model, whole[first], arm, parties, AT, doubles)
                 yield arm, loss(cut[-1])
                 if arm.scope == "all" and (site, arm.mode) == PREFIXED:
-                    for layer in range(0, arm.layer, -(-arm.layer // PREFIXES)):
+                    every = max(1, -(-arm.layer // PREFIXES))
+                    for layer in range(0, arm.layer, every):
                         rest = stream(model, cut[layer + 1], layer + 1)
                         yield replace(arm, scope="prefix", layer=layer), loss(rest[-1])
 

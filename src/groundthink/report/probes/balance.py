@@ -116,7 +116,8 @@ def _worth(rows: Sequence[Record], site: str, texts: Record) -> Figure | None:
             " The loss of cutting both is shared by Shapley value. Interaction: below zero either "
             "branch does alone, above zero each needs the other."
         )
-    caption += f" Intervals: 95 % over {texts['documents']} documents, pale if not told from zero. {_broken(rows, texts)}"
+    caption += f" Intervals: 95 % over {texts['documents']} documents, pale if not told from zero."
+    caption += _broken(rows, texts)
     layout = {
         "xaxis": {"tickangle": 0},
         "yaxis": axis("nats per token"),
@@ -124,7 +125,7 @@ def _worth(rows: Sequence[Record], site: str, texts: Record) -> Figure | None:
         **_grouped(),
     }
     title += f", {MODES[judged['mode']]}"
-    return Figure(f"balance-{site}", title, caption.strip(), traces, layout, height=320)
+    return Figure(f"balance-{site}", title, caption, traces, layout, height=320)
 
 
 def _broken(rows: Sequence[Record], texts: Record) -> str:
@@ -133,7 +134,7 @@ def _broken(rows: Sequence[Record], texts: Record) -> str:
     if not modes:
         return ""
     chance = sig(texts["chance"])
-    return f"Worse than guessing ({chance}), so broken rather than deprived: {', '.join(modes)}."
+    return f" Worse than guessing ({chance}), so broken rather than deprived: {', '.join(modes)}."
 
 
 def _layers(rows: Sequence[Record], site: str) -> Figure | None:
