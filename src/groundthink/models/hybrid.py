@@ -67,7 +67,9 @@ def gate_init(c: ModelConfig, layer: int) -> float:
 
 def _leaves_room(x: Tensor) -> bool:
     """Whether a mixer on x fills no GPU, in a graph that can run another beside it."""
-    return x.is_cuda and x.numel() <= SMALL and torch.cuda.is_current_stream_capturing()
+    if torch.compiler.is_compiling() or not x.is_cuda or x.numel() > SMALL:
+        return False
+    return torch.cuda.is_current_stream_capturing()
 
 
 @functools.cache
