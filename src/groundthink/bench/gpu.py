@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 
 CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 """Variables that name the folders in which compiled kernels are kept."""
@@ -72,7 +71,7 @@ def launches(action: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
         action()
         torch.cuda.synchronize()
-    ours = (e.name for e in trace.events() or () if e.device_type == DeviceType.CUDA)
+    ours = (e.name for e in trace.events() or () if e.device_type.name == "CUDA")
     return sum(not name.startswith(("Mem", "Optimizer.", "ProfilerStep")) for name in ours)
 
 

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from groundthink.bench import contestants, profile, work
 from groundthink.bench.config import BenchModel
-from groundthink.bench.measure import race, ratio, speed
+from groundthink.bench.measure import Lap, race, ratio, speed
 from groundthink.bench.memory import MIB, peak
 from groundthink.bench.output import Results, Say, first_line
-from groundthink.bench.work import MakeStep
+from groundthink.bench.work import MakeStep, Step
 from groundthink.data.stream import Batch
 from groundthink.errors import UserError, unknown
 
@@ -91,7 +92,7 @@ def race_at(
             RuntimeError,
             UserError,
         ) as error:  # memory that does not suffice, a compiler that is missing
-            fields = {"what": "training", "who": name, "value": None, "n": 0}
+            fields = where("training", config) | {"who": name, "value": None, "n": 0}
             note = f"cannot run: {first_line(error)}"
             results.add(f"B1 training {shape}, {name}", "", fields, note)
     if config.profile:
@@ -112,7 +113,12 @@ def race_at(
 
 
 class Entrant:
-    """A contestant with its two laps, and the MiB of a GPU that two training steps took."""
+    """A contestant: its step, its laps, and the MiB of a GPU that two training steps took."""
+
+    step: Step
+    training: Lap
+    inference: Lap
+    peak_mib = 0.0
 
     def __init__(
         self, name: str, config: BenchModel, batch: Batch, device: torch.device, make: MakeStep
@@ -125,8 +131,10 @@ class Entrant:
             self.training()
             self.training()
 
-        on_gpu = device.type == "cuda"
-        self.peak_mib = peak(start, device) / MIB if on_gpu else start()
+        if device.type == "cuda":
+            self.peak_mib = peak(start, device) / MIB
+        else:
+            start()
 
 
 def add_speeds(
@@ -135,23 +143,31 @@ def add_speeds(
 ) -> dict[str, float]:  # fmt: skip
     """Records of a race; the tokens a second of each contestant."""
     tokens = config.batch_size * config.seq_len
-    where = {"what": kind, "precision": config.precision}
-    where |= {"batch_size": config.batch_size, "seq_len": config.seq_len}
     rates = {}
     for name, laps in seconds.items():
         rate = speed(laps, tokens)
         rates[name] = rate["value"]
         ms = 1e3 * tokens / rate["value"]
-        fields, note = where | rate | {"who": name, "ms": ms}, f"{ms:.1f} ms"
+        fields, note = where(kind, config) | rate | {"who": name, "ms": ms}, f"{ms:.1f} ms"
         if kind == "training" and entrants[name].peak_mib:
             fields["peak_mib"] = entrants[name].peak_mib
             note += f", {fields['peak_mib']:,.0f} MiB"
         results.add(f"B1 {kind} {shape}, {name}", "tok/s", fields, note)
     first, *others = seconds or [""]
     for name in others:
-        fields = where | ratio(seconds[first], seconds[name]) | {"who": first, "over": name}
+        fields = (
+            where(kind, config)
+            | ratio(seconds[first], seconds[name])
+            | {"who": first, "over": name}
+        )
         results.add(f"B1 {kind} {shape}, {first} over {name}", "x", fields)
     return rates
+
+
+def where(what: str, config: BenchModel) -> dict[str, Any]:
+    """Fields that tell the record of one point from those of others."""
+    shape = {"batch_size": config.batch_size, "seq_len": config.seq_len}
+    return {"what": what, "precision": config.precision} | shape
 
 
 def conclude(rates: dict[str, dict[int, float]], results: Results) -> None:

@@ -121,7 +121,8 @@ def footprint(config: BenchModel, make_step: MakeStep, results: Results, say: Sa
             what = f"B2 {kind} memory {shape}, {name}"
             say(what)
             fields, words = memory.record(name, kind == "training", config, make_step)
-            results.add(what, "MiB", fields | {"what": f"{kind} memory", "who": name}, words)
+            fields |= grid.where(f"{kind} memory", config)
+            results.add(what, "MiB", fields | {"who": name}, words)
 
 
 def stable(

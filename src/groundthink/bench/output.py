@@ -32,7 +32,7 @@ def provenance(config: Any, device: torch.device) -> Record:
         "device": name,
         "on": str(device),
         "config_hash": configs.digest(config),
-        "config": configs.to_dict(config),
+        "config": {key: value for key, value in configs.to_dict(config).items() if key != "out"},
         "seed": config.seed,
     }
 
@@ -92,7 +92,13 @@ class Screen:
         """
         rows = list(rows)
         filled = [i for i, _ in enumerate(headings) if any(row[i] for row in rows)]
-        table = Table(box=SIMPLE_HEAD, title=Text(title), title_justify="left", pad_edge=False)
+        table = Table(
+            box=SIMPLE_HEAD,
+            title=Text(title),
+            title_justify="left",
+            pad_edge=False,
+            collapse_padding=True,
+        )
         for i in filled:
             words = i < left or i == len(headings) - 1
             short = not words or max(len(row[i]) for row in rows) <= NAME

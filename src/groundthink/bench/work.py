@@ -14,7 +14,10 @@ from groundthink.data.stream import Batch
 class Step(Protocol):
     """One optimizer step of training; a recurrent model carries its detached state on."""
 
-    optimizer: torch.optim.Optimizer
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Whose state counts as memory."""
+        ...
 
     def __call__(self, batch: Batch) -> tuple[float, float]:
         """Loss in nats per token, and the norm of the whole gradient before clipping."""
