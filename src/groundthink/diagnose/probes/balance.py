@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from groundthink.diagnose.components import branches
-from groundthink.diagnose.probes.ablation import SITES
+from groundthink.diagnose.probes.ablation import SITES, ablated
 from groundthink.diagnose.probes.arms import (
     BATCH,
     MODES,
@@ -92,7 +92,7 @@ def texts(subject: Subject) -> tuple[Tensor, list[int], Tensor]:
     rows, clusters = subject.stretches(subject.samples + REFERENCE, LENGTH)
     documents = list(dict.fromkeys(clusters))
     kept: set[int] = set()
-    while len(kept) < REFERENCE:
+    while len(kept) < REFERENCE and len(documents) > 1:
         document = documents.pop()
         kept |= {i for i, other in enumerate(clusters) if other == document}
     studied = [i for i in range(len(rows)) if i not in kept]
@@ -146,7 +146,8 @@ def measured(
                 if arm.scope == "all" and (site, arm.mode) == PREFIXED:
                     every = max(1, -(-arm.layer // PREFIXES))
                     for layer in range(0, arm.layer, every):
-                        rest = stream(model, cut[layer + 1], layer + 1)
+                        with ablated(model):
+                            rest = stream(model, cut[layer + 1], layer + 1)
                         yield replace(arm, scope="prefix", layer=layer), loss(rest[-1])
 
 
