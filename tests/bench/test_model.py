@@ -66,16 +66,22 @@ def test_a_run_that_blows_up_fails_b3_and_has_no_speed(bench: BenchModel, monkey
     assert "baseline, training" not in rows
 
 
-def test_a_sweep_holds_the_tokens_of_a_step_and_says_where_the_model_leads(bench, tmp_path):
-    bench = replace(bench, sweep=(8, 24), against=("gpt2-tiny",), profile=str(tmp_path / "trace"))
+def test_a_sweep_holds_the_tokens_of_a_step_and_says_where_the_model_leads(bench):
+    bench = replace(bench, sweep=(8, 24), against=("gpt2-tiny",))
     assert benching.model(bench) == 0
     rows = found(bench)
     assert rows["B1 training 6x8, gpt2-tiny"]["value"] > 0
     assert rows[f"B1 training 2x24, {bench.model} over gpt2-tiny"]["n"] == 2
     assert 0 < rows[f"slowest length over fastest, {bench.model}"]["value"] <= 1
     assert rows[f"{bench.model} passes gpt2-tiny at length"]["value"] in (8, 24, None)
-    assert (tmp_path / "trace" / "gpt2-tiny.json.gz").stat().st_size > 1000
-    assert "aten::" in (tmp_path / "trace" / "gpt2-tiny.txt").read_text()
+
+
+def test_a_profile_is_a_trace_and_a_table_of_one_step(bench: BenchModel, tmp_path):
+    asked = replace(bench, batches=(1,), seq_len=8, profile=str(tmp_path / "traces"))
+    assert benching.model(asked) == 0
+    (trace,) = (tmp_path / "traces").glob("small.yaml 1x8.json.gz")
+    assert trace.stat().st_size > 1000
+    assert "aten::" in (tmp_path / "traces" / "small.yaml 1x8.txt").read_text()
 
 
 def test_a_grid_crosses_batch_sizes_with_precisions(bench: BenchModel):

@@ -98,7 +98,8 @@ def race_at(
     if config.profile:
         for name, entrant in entrants.items():
             say(f"B1 {shape}, profile of {name}")
-            profile.write(lambda e=entrant: e.step(batch), Path(config.profile) / name)
+            path = Path(config.profile) / f"{Path(name).name} {shape}"
+            profile.write(lambda e=entrant: e.step(batch), path)
     rates = {}
     for kind in ("training", "inference"):
         say(f"B1 {kind} {shape}")
