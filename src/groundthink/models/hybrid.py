@@ -27,7 +27,7 @@ from groundthink.models.layout import expand
 from groundthink.ops.dispatch import check_backend
 from groundthink.ops.wkv6 import BACKENDS
 
-SMALL = 1 << 22
+SMALL = 1 << 24
 """Elements of the residual stream up to which two mixers run side by side on a GPU."""
 Mixing = Callable[[], tuple[Tensor, dict[str, Tensor]]]
 
