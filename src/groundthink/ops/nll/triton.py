@@ -9,7 +9,7 @@ from groundthink.ops.launching import kernel
 FAR = tl.constexpr(-1e30)  # finite, so that the difference of two is no NaN
 
 
-@kernel(do_not_specialize=["V"])
+@kernel
 def _nll(logits_ptr, targets_ptr, losses_ptr, step, V, BLOCK: tl.constexpr, ONCE: tl.constexpr):
     """ONCE: a row is a block, and stays in registers."""
     row = tl.program_id(0).to(tl.int64)
