@@ -279,7 +279,8 @@ def _mild_gradient(
     dr += down * (_vector(u_ptr, columns, K) * k.to(tl.float32))
     _put(dr_ptr, rows, columns, K, H * K, left, dr)
 
-    through = tl.sum(state.to(tl.float32) * dstate.to(tl.float32), 0)[None, :]
+    through = (state.to(tl.float32) * dstate.to(tl.float32)).to(v.dtype)
+    through = _dot(tl.full((L, BV), 1.0, v.dtype), through)
     if RESETS:
         through = tl.where(last == 0, through, 0.0)
     dlog_w += through
@@ -342,7 +343,8 @@ def _strong_gradient(
     dx = _dot(dy, state) * read
     dlog_w += _dot(tl.trans(before), _times(r, dx))
     _put(dr_ptr, rows, columns, K, H * K, left, dr + dx)
-    dlog_w += tl.sum(state.to(tl.float32) * dstate.to(tl.float32), 0)[None, :] * whole
+    through = (state.to(tl.float32) * dstate.to(tl.float32)).to(v.dtype)
+    dlog_w += _dot(tl.full((L, BV), 1.0, v.dtype), through) * whole
     if RAW:
         dlog_w = dlog_w * log_w * LN2
     _put(dw_ptr, rows, columns, K, H * K, left, dlog_w)
