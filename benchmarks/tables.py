@@ -183,7 +183,8 @@ def late(rows: list[Row]) -> Found:
     for row in rows:
         late = row.get("what") == "late over early"
         if late and row["mode"] == "graph" and row["who"] != "peers":
-            yield f"{row['who']}, batch {row['batch_size']}", interval(row), row
+            precision = row["run"]["precision"]
+            yield f"{row['who']} {precision}, batch {row['batch_size']}", interval(row), row
 
 
 def named(what: str) -> Callable[[list[Row]], Found]:
@@ -395,6 +396,8 @@ def page(rows: list[Row]) -> str:
         run = here[-1]["run"]
         lines.append(f"\n## {device}\n")
         lines.append(f"torch {run['torch']}, Triton {run['triton']}.\n")
+        runs = {row["run"]["note"]: row for row in here if row["run"].get("note")}
+        lines += [f"- At {source(row)}: {note}." for note, row in runs.items()] + [""] * bool(runs)
         lines += targets(here)
         for section, belongs in sections:
             if chosen := [row for row in here if belongs(row)]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -212,20 +211,9 @@ def logits_and_gradient(
     return logits.detach(), gradient
 
 
-def block_pass(name: str, config: BenchModel, device: torch.device) -> Callable[[], None]:
-    """Forward and backward of one block without its channel mixing, as a step runs it."""
-    spec = replace(as_config(config.model), n_layers=2, ffn="none")
+def blocks(name: str, layers: int, config: BenchModel, device: torch.device) -> nn.Module:
+    """So many blocks of the model, or of the model on the peers' operators, without their channel
+    mixing."""
+    spec = replace(as_config(config.model), n_layers=layers, gate_init_layers=(), ffn="none")
     backend = PEERS if name == PEERS else "auto"
-    model = build(spec, vocab_size=config.vocab_size, backend=backend, device=device)
-    block, state = model.blocks[1], model.init_state(config.batch_size).layers[1]
-    shape = config.batch_size, config.seq_len
-    reset = random_batch(config.vocab_size, *shape).reset.to(device)
-    x = torch.randn(*shape, spec.d_model, device=device, requires_grad=True)
-
-    def run() -> None:
-        block.zero_grad()
-        with autocast(device, config.precision):
-            y, _ = block(x, state, reset)
-        y.backward(torch.ones_like(y))
-
-    return run
+    return build(spec, vocab_size=config.vocab_size, backend=backend, device=device)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
-from groundthink.bench import contestants, gpu, grid, matrix, memory, stability
+from groundthink.bench import contestants, gpu, grid, matrix, memory, stability, work
 from groundthink.bench.config import BenchModel
 from groundthink.bench.output import Results, Say, Screen, first_line, provenance
 from groundthink.bench.work import MakeStep
@@ -81,7 +82,7 @@ def measure(
         for shaped in shapes:
             grid.race_at(shaped, names(config), device, make_step, results, say)
         if device.type == "cuda":
-            launches(config, device, results, say)
+            launches(config, device, make_step, results, say)
     if "B2" in parts:
         for shaped in shapes:
             footprint(shaped, make_step, results, say)
@@ -103,14 +104,23 @@ def agrees(name: str, config: BenchModel, device: torch.device, results: Results
     return verdict != Verdict.FAIL
 
 
-def launches(config: BenchModel, device: torch.device, results: Results, say: Say) -> None:
-    """Kernels that forward and backward of one block start, its channel mixing left out."""
+def launches(
+    config: BenchModel, device: torch.device, make_step: MakeStep, results: Results, say: Say
+) -> None:
+    """Kernels that one block more adds to a training step, its channel mixing left out."""
+    batch = work.random_batch(config.vocab_size, config.batch_size, config.seq_len)
     for name in (config.model, contestants.PEERS):
-        if name in names(config) and as_config(config.model).layout == "parallel":
-            say(f"launches of a block, {name}")
-            count = gpu.launches(contestants.block_pass(name, config, device))
-            fields = {"what": "launches", "who": name, "value": count, "n": 1}
-            results.add(f"launches of a block, {name}", "", fields, "without its channel mixing")
+        if name not in names(config) or as_config(config.model).layout != "parallel":
+            continue
+        what = f"launches of a block, {name}"
+        say(what)
+        few, more = (
+            make_step(contestants.blocks(name, layers, config, device), device, config.precision)
+            for layers in (2, 3)
+        )
+        count = gpu.launches(partial(more, batch)) - gpu.launches(partial(few, batch))
+        fields = {"what": "launches", "who": name, "value": count, "n": 1}
+        results.add(what, "", fields, "in a training step, without its channel mixing")
 
 
 def footprint(config: BenchModel, make_step: MakeStep, results: Results, say: Say) -> None:

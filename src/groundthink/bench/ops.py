@@ -308,8 +308,9 @@ def pair(found: dict[str, Any] | None, form: str, keys: tuple[str, str] = KINDS)
 def report_registers(results: Results, screen: Screen) -> None:
     """What the kernels that ran take of a multiprocessor."""
     found = gpu.registers()
-    for row in found:
-        results.add(f"registers {row['kernel']}", "", {"value": row["registers"], "n": 1, **row})
+    for i, row in enumerate(found):
+        name = f"registers {row['kernel']}, form {i}"
+        results.add(name, "", {"value": row["registers"], "n": 1, **row})
     headings = ["kernel", "registers", "spills", "warps", "shared KiB"]
     rows = [
         [str(row[key]) for key in ("kernel", "registers", "spills", "warps")]
