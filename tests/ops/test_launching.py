@@ -7,20 +7,22 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from groundthink.ops import launching, shares  # noqa: E402
-
 pytestmark = pytest.mark.usefixtures("interpreter")
 needs_gpu = pytest.mark.skipif(laws.DEVICE.type != "cuda", reason="needs a GPU")
 
 
 def test_the_interpreter_runs_kernels_as_they_are():
+    from groundthink.ops.shares import total
+
     x = laws.normal(7, 40)
-    torch.testing.assert_close(shares.total(x), x.sum(0))
+    torch.testing.assert_close(total(x), x.sum(0))
 
 
 @pytest.mark.gpu
 @needs_gpu
 def test_kernels_compiled_together_run_afterwards():
+    from groundthink.ops import launching, shares
+
     shares._total.known.clear()
     x = laws.normal(300, 40)
     with launching.compiled_together():
@@ -34,6 +36,8 @@ def test_kernels_compiled_together_run_afterwards():
 @pytest.mark.gpu
 @needs_gpu
 def test_a_kernel_that_does_not_compile_is_reported():
+    from groundthink.ops import launching, shares
+
     with pytest.raises(Exception), launching.compiled_together():  # noqa: B017
         shares._total[(1,)](laws.normal(4), laws.normal(4), 1, 1, 3, 3)
     assert launching._together is None
