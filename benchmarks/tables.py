@@ -7,7 +7,6 @@ python benchmarks/tables.py --check   # fails if the page is not what the record
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,49 +18,12 @@ from groundthink.verdicts.thresholds import THRESHOLDS, Threshold
 from groundthink.verdicts.verdict import Verdict, decide
 
 HERE = Path(__file__).parent
-RECORDS, PAGE = HERE / "records", HERE.parent / "docs" / "performance.md"
+ABOUT, RECORDS = HERE / "about.md", HERE / "records"
+PAGE = HERE.parent / "docs" / "performance.md"
 
 Row = dict[str, Any]
 Found = Iterator[tuple[str, Interval, Row]]
 """What was measured for a target: where, the value, and its record."""
-
-INTRO = """# Performance
-
-Written by `python benchmarks/tables.py` from `benchmarks/records`: no number is typed by hand.
-A value stands with its spread, half of the middle half of the laps. Contestants run in turns, round
-by round, and have a time only if they agree with fp64 (operators) or with our model (models).
-
-- `triton` are our kernels, `chunked` is our form in plain PyTorch; `fla-chunk` and `fla-recurrent`
-  are `chunk_rwkv6` and `fused_recurrent_rwkv6` of flash-linear-attention 0.6.0, `mamba` is
-  `mamba_chunk_scan_combined` of mamba-ssm 2.3.2. All get the same operands.
-- A model `peers` is ours with its recurrences on those operators and all else on our kernels:
-  projections, norms, fusion, and the graph around them. The layers of those projects themselves
-  have slower surroundings. Its operators keep no documents apart, which is less work.
-- GPT-2 has as many parameters outside the embedding as the hybrid, its blocks are compiled, and it
-  keeps no documents apart either, so that its attention needs no mask.
-- Training is the step of `groundthink train`: the way of the batch to the device, forward,
-  backward, clipping, AdamW; on a GPU as one CUDA graph.
-- The memory limit is every operand read once and every result written once, two bytes a number, at
-  the speed of a large copy in the same run.
-
-To repeat it on a GPU, unpack the source distribution of mamba-ssm (its set-up needs a CUDA
-compiler, its Triton operators do not), and
-
-```
-pip install -e '.[peers]'
-export GROUNDTHINK_MAMBA_SSM=mamba_ssm-2.3.2.post1     # the folder that holds mamba_ssm/
-OUT=benchmarks/records/NAME.jsonl
-groundthink bench ops --out $OUT
-groundthink bench ops --shapes kernel --warmup 10 --repeats 50 --out $OUT
-M="--vocab_size 16384 --precision bf16 --batch_size 64 --out $OUT"
-groundthink bench model gf-mh-5m $M --against gpt2-5m+compile,chunked+compile,peers
-groundthink bench model gf-mh-5m $M --against gpt2-5m+compile --seq_len 1024 \\
-    --sweep 256,1024,4096,16384,65536
-groundthink bench model gf-mh-8m $M --batches 32,48,64 --precisions fp32,bf16,fp16
-groundthink bench decode gf-mh-5m --against peers,gpt2-5m --out $OUT
-python benchmarks/tables.py
-```
-"""
 
 
 def load(folder: Path) -> list[Row]:
@@ -128,13 +90,14 @@ def of_limit(which: str) -> Callable[[list[Row]], Found]:
 
 
 def trained(size: str, rows: list[Row]) -> list[Row]:
-    """Records of training steps at the shape of a size with 16,384 token ids."""
+    """Records of training steps of the hybrid of a size at its shape, with 16,384 token ids."""
     return [
         row
         for row in rows
-        if row.get("what") == "training"
+        if (row.get("what"), row.get("who")) == ("training", f"gf-mh-{size}")
         and (row["batch_size"], row["seq_len"]) == SHAPES[size]
         and row["run"]["config"].get("vocab_size") == 16384
+        and "mode" not in row
         and row["value"] is not None
     ]
 
@@ -144,8 +107,7 @@ def training(size: str, over: str | None = None) -> Callable[[list[Row]], Found]
 
     def find(rows: list[Row]) -> Found:
         for row in trained(size, rows):
-            ours = row["who"] == f"gf-mh-{size}" and "mode" not in row
-            if ours and row.get("over") == over:
+            if row.get("over") == over:
                 yield row["name"].removeprefix("B1 "), interval(row), row
 
     return find
@@ -154,8 +116,7 @@ def training(size: str, over: str | None = None) -> Callable[[list[Row]], Found]
 def memory(size: str) -> Callable[[list[Row]], Found]:
     def find(rows: list[Row]) -> Found:
         for row in trained(size, rows):
-            ours = row["who"] == f"gf-mh-{size}" and "mode" not in row
-            if ours and "peak_mib" in row:
+            if "peak_mib" in row:
                 yield row["name"].removeprefix("B1 "), exact(row["peak_mib"]), row
 
     return find
@@ -383,7 +344,7 @@ def table(headings: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[st
 
 def page(rows: list[Row]) -> str:
     """The whole page."""
-    lines = [INTRO]
+    lines = [ABOUT.read_text(encoding="utf-8")]
     devices = dict.fromkeys(row["run"]["device"] for row in rows)
     sections = (
         (operators, lambda row: "case" in row),
@@ -405,15 +366,6 @@ def page(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
-    text = page(load(RECORDS))
-    if "--check" in sys.argv[1:]:
-        return int(PAGE.read_text(encoding="utf-8") != text)
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(text, encoding="utf-8")
-    print(PAGE)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    PAGE.write_text(page(load(RECORDS)), encoding="utf-8")
+    print(PAGE)

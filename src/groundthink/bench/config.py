@@ -100,15 +100,15 @@ class BenchDecode:
     """Contestants: peers, reference, chunked, triton, or any model name."""
     vocab_size: int = 16384
     """Number of token ids."""
-    batches: tuple[int, ...] = (1, 64)
-    """Sequences decoded side by side."""
+    batches: tuple[int, ...] = ()
+    """Sequences decoded side by side; if empty, 1 and 64 on a GPU, 1 and 8 on a CPU."""
     positions: tuple[int, ...] = ()
     """Tokens read before the timed ones; if empty, 100 and 100,000 on a GPU, 100 and 2,000 on a
     CPU."""
     tokens: int = 32
     """Tokens of each sequence in one lap."""
     precision: Literal["", "fp32", "bf16", "fp16"] = ""
-    """Autocast precision; if empty, bf16 on a GPU and fp32 on a CPU."""
+    """Of the weights; if empty, bf16 on a GPU and fp32 on a CPU. The state stays fp32."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes the GPU if there is one."""
     threads: int = 0

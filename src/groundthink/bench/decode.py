@@ -32,8 +32,9 @@ from groundthink.verdicts.thresholds import THRESHOLDS
 from groundthink.verdicts.verdict import Verdict, decide
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-POSITIONS = {"cuda": (100, 100_000)}
-"""Where no positions are asked for; elsewhere 100 and 2,000."""
+BATCHES = {"cuda": (1, 64), "cpu": (1, 8)}
+POSITIONS = {"cuda": (100, 100_000), "cpu": (100, 2000)}
+"""By device, where none are asked for."""
 
 Step = Callable[[Tensor], Tensor]
 """The next token of every text, int64 [B], to logits [B, V]."""
@@ -57,15 +58,16 @@ def run(config: BenchDecode) -> int:
     device = pick_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    precision = config.precision or ("bf16" if device.type == "cuda" else "fp32")
+    on = "cuda" if device.type == "cuda" else "cpu"
+    precision = config.precision or ("bf16" if on == "cuda" else "fp32")
     results = Results(config.out, provenance(config, device) | {"precision": precision})
     screen = Screen()
     screen.title(f"{config.model}, weights in {precision}, on", device)
     rows: list[dict[str, Any]] = []
     with screen.busy("") as say:
         models = {name: make(name, config, device, DTYPES[precision]) for name in names(config)}
-        for batch in config.batches:
-            for position in config.positions or POSITIONS.get(device.type, (100, 2000)):
+        for batch in config.batches or BATCHES[on]:
+            for position in config.positions or POSITIONS[on]:
                 rows += measure(models, batch, position, config, results, say)
     evenness(rows, results)
     headings = ["", "batch", "position", "ms a token", "tok/s", "ours faster", "launches", ""]
