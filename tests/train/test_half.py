@@ -30,21 +30,21 @@ def test_copies_are_aligned_and_gradients_come_back_in_full():
 
 
 @pytest.mark.parametrize("name", ["gf-mh", "gpt2"])
-def test_a_step_is_the_one_of_autocast_alone(name):
-    tokens = torch.randint(90, (2, 13))
+def test_a_step_is_as_close_to_full_precision_as_that_of_autocast_alone(name):
+    tokens = torch.randint(90, (2, 13), generator=torch.Generator().manual_seed(0))
     batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.zeros(2, 12, dtype=torch.bool))
-    steps = []
-    for names in (None, []):
-        stepper = Stepper(
-            randomized(build(small(name), vocab_size=90)),
-            TrainConfig(precision="bf16"),
-            torch.device("cpu"),
-            name != "gpt2",
-        )
-        assert "blocks.0.norm1.weight" not in stepper.castable and stepper.castable
-        stepper.castable = stepper.castable if names is None else names
+
+    def step(precision: str, once: bool) -> tuple[float, torch.Tensor]:
+        model = randomized(build(small(name), vocab_size=90))
+        config = TrainConfig(precision=precision)
+        stepper = Stepper(model, config, torch.device("cpu"), name != "gpt2")
+        if once:
+            assert "blocks.0.norm1.weight" not in stepper.castable and stepper.castable
+        else:
+            stepper.castable = []
         outcome = stepper.step(1, [batch])
-        gradients = [p.grad for p in stepper.model.parameters()]
-        steps.append((outcome.loss, torch.cat([g.flatten() for g in gradients])))
-    assert steps[0][0] == pytest.approx(steps[1][0], rel=1e-3)
-    assert relative_rms(steps[0][1], steps[1][1]) <= 2e-2
+        return outcome.loss, torch.cat([p.grad.flatten() for p in stepper.model.parameters()])
+
+    (loss, full), auto, once = step("fp32", False), step("bf16", False), step("bf16", True)
+    assert once[0] == pytest.approx(loss, rel=4 * 2**-8)  # bf16 keeps 8 bits
+    assert relative_rms(once[1], full) <= 1.25 * relative_rms(auto[1], full)

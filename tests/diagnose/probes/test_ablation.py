@@ -64,7 +64,7 @@ def test_cutting_the_output_is_a_branch_that_projects_to_zero():
 
 @pytest.mark.parametrize(("branch", "part"), [("rwkv6", "wkv"), ("mamba2", "ssm")])
 def test_cutting_the_read_empties_the_matrix_before_every_token(branch, part):
-    model = model_of("gf", n_layers=1)
+    model = model_of("gf", n_layers=1).double()
     state, steps = None, []
     with torch.no_grad(), ablated(model):
         for t in range(TOKENS.shape[1]):
