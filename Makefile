@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: help setup demo test test-gpu lint format clean
+.PHONY: help setup demo test test-slow test-gpu lint format clean
 
 help:
 	@echo "make demo    train a tiny hybrid on CPU, check it, write its report"
-	@echo "make test    the CPU test suite"
+	@echo "make test    the CPU test suite; make test-slow the rest of it, which takes longest"
 	@echo "make test-gpu RECORD=FILE   the tests that need a GPU; leaves a record in FILE"
 	@echo "make lint    ruff and pyright"
 	@echo "make setup   the development environment in $(VENV)"
@@ -32,7 +32,10 @@ demo: setup
 	@$(BIN)/groundthink report $(DEMO)
 
 test: setup
-	$(BIN)/python -m pytest -m "not gpu" -n 2
+	$(BIN)/python -m pytest -m "not gpu and not slow" -n 2
+
+test-slow: setup
+	$(BIN)/python -m pytest -m "slow and not gpu" -n 2
 
 test-gpu: setup
 	$(BIN)/python benchmarks/gpu_tests.py $(or $(RECORD),benchmarks/records/gpu-tests.jsonl)

@@ -21,6 +21,7 @@ print(peak(lambda: torch.ones(1 << 24).sum().item(), cpu), peak(lambda: None, cp
 
 
 @linux
+@pytest.mark.slow
 def test_an_allocation_that_is_freed_again_counts_in_full():
     out = subprocess.check_output([sys.executable, "-c", ALLOCATE], text=True)
     allocated, nothing = map(int, out.split())
@@ -31,6 +32,7 @@ def test_an_allocation_that_is_freed_again_counts_in_full():
 
 
 @linux
+@pytest.mark.slow
 def test_the_parts_of_a_training_step_add_up(bench: BenchModel):
     found = memory.measure(bench.model, True, bench, Training)
     assert found.pop("first_s") > 0
@@ -41,6 +43,7 @@ def test_the_parts_of_a_training_step_add_up(bench: BenchModel):
     assert found["rest"] > 0
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why_in_one_line(bench: BenchModel):
     with pytest.raises(UserError, match="^B2 of no-such-model: .*unknown model") as caught:
         memory.measure("no-such-model", False, bench, Training)

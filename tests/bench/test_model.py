@@ -16,6 +16,7 @@ def found(bench: BenchModel) -> dict[str, dict]:
     return {record["name"]: record for record in records.read(bench.out, "bench")}
 
 
+@pytest.mark.slow
 def test_speed_memory_and_stability_of_a_small_model(bench: BenchModel, monkeypatch):
     monkeypatch.setattr(model, "STUDY", {"batch_size": 2, "seq_len": 24})
     bench = replace(bench, against=("reference",), steps=60)
@@ -44,6 +45,7 @@ def test_a_model_that_disagrees_with_its_reference_has_no_speed(bench: BenchMode
     assert row["name"].startswith("parity with the reference loops") and row["verdict"] == "FAIL"
 
 
+@pytest.mark.slow
 def test_the_matrix_changes_one_thing_and_drops_what_fails_b3(bench: BenchModel, monkeypatch):
     two = {name: matrix.CHANGES[name] for name in ("baseline", "batch 16")}
     monkeypatch.setattr(matrix, "CHANGES", two)

@@ -108,6 +108,7 @@ def test_of_several_forward_passes_the_last_is_read():
     assert fields["gate"] == once
 
 
+@pytest.mark.slow
 def test_compiled_blocks_are_seen_and_stay_compiled():
     model = randomized(build(small("gf")))
     expected = observed(model)

@@ -17,6 +17,7 @@ def subject() -> Subject:
     return Subject(build(small("gf", d_model=64)), [batch])
 
 
+@pytest.mark.slow
 def test_a_healthy_model_learns_ten_sequences_by_heart(subject):
     (finding,) = graduation.overfit(subject)
     assert finding.verdict == "PASS", finding

@@ -212,6 +212,7 @@ def test_bf16_autocast_stays_near_fp32(name):
 
 
 @every_layer
+@pytest.mark.slow
 def test_compiles_without_a_graph_break(name):
     layer = noisy(name, torch.float32)
     x, reset = inputs(12, torch.float32)

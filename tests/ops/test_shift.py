@@ -166,6 +166,7 @@ def test_raw_decay_equals_the_fp64_reference(shape):
 
 
 @pytest.mark.usefixtures("interpreter")
+@pytest.mark.slow
 def test_raw_decay_in_half_precision_repeats_and_compiles():
     args = make_decay(2, 70, 32, 32, 16, HALF)
     kernel_laws.equals_the_reference(raw_decay, args, HALF)

@@ -114,6 +114,7 @@ def test_resets_at_any_token(device):
     check((inputs, reset, grads))
 
 
+@pytest.mark.slow
 def test_segments_give_what_the_whole_gives(device, monkeypatch):
     from groundthink.ops.ssd import launch
 

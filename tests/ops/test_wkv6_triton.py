@@ -124,6 +124,7 @@ def test_resets_at_any_token(device, regime):
     check((inputs, reset, grads))
 
 
+@pytest.mark.slow
 def test_segments_give_what_the_whole_gives(device, monkeypatch):
     from groundthink.ops.wkv6 import launch
 

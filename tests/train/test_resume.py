@@ -148,6 +148,7 @@ except Interrupted as stop:
 """
 
 
+@pytest.mark.slow
 def test_sigterm_in_another_process(make_run, tmp_path):
     change = {"steps": 20, "save_every": 100, "eval_every": 10}
     straight = train(make_run("straight", **change), log=quiet)

@@ -115,6 +115,7 @@ def test_rank_correlation() -> None:
     assert float(tied) == pytest.approx(2 / math.sqrt(5))
 
 
+@pytest.mark.slow
 def test_the_probe_gives_records_and_controls() -> None:
     rows = flow(remembering.subject(remembering.model(1, 50), texts=10, length=170, tokens=16))
     kinds = [kind for kind, _ in rows]
