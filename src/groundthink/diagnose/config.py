@@ -35,7 +35,7 @@ class ProbeRun:
     """balance, states, memory, context, flow, drift; all if empty."""
     data: str = ""
     """Corpus to read instead of the held-out text of the run: a file, folder, glob or name."""
-    samples: int = 64
+    samples: int = 48
     """Stretches of text, or pairs, that a probe reads."""
     allow_untrained: bool = False
     """Also look at an untrained model; every note then says so."""
