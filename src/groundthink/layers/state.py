@@ -218,5 +218,5 @@ class State:
             raise UserError(f"cannot read the state file {path}: {error}") from error
         tree = {name: x for name, x in stored.items() if name.startswith("blocks.")}
         if not tree or any(name.count(".") != 3 for name in tree):
-            raise UserError(f"{path} holds no state; write one with State.save or --save_state")
+            raise UserError(f"{path} holds no state; write one with State.save or --save-state")
         return cls.from_items(tree), {name: x for name, x in stored.items() if name not in tree}

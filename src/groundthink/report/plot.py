@@ -225,6 +225,13 @@ def _heading(text: str, y: float) -> Json:
     return {**place, "text": text, "showarrow": False, "font": {"size": 11}}
 
 
+def panel_label(text: str, x: str, y: str, color: str) -> Json:
+    """A name above the upper left corner of the panel with the axes `x` and `y`."""
+    place = {"xref": f"{x} domain", "yref": f"{y} domain", "x": 0, "y": 1}
+    anchor = {"xanchor": "left", "yanchor": "bottom", "showarrow": False}
+    return {**place, **anchor, "text": text, "font": {"size": 11, "color": color}}
+
+
 def share_map(rows: Sequence[Record], key: str) -> list[Json]:
     """A map of the per-layer share `key` in [0, 1], steps across and layers up, and its legend.
 

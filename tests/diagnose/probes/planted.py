@@ -38,8 +38,8 @@ def model(*taus: float, variant: str = "gf-mh"):
     return planted
 
 
-def subject(model, texts: int = 40, length: int = 60, **fields) -> Subject:
+def subject(model, texts: int = 40, length: int = 60, tokens: int = 50, **fields) -> Subject:
     """The model with documents of random tokens."""
     generator = torch.Generator().manual_seed(0)
-    documents = list(torch.randint(0, 50, (texts, length), generator=generator))
+    documents = list(torch.randint(0, tokens, (texts, length), generator=generator))
     return Subject(model, [], **{"steps": 5, "documents": documents, "samples": texts, **fields})

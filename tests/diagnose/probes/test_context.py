@@ -9,7 +9,8 @@ from toys import randomized, small
 
 from groundthink import build
 from groundthink.diagnose.probes import context as probe
-from groundthink.diagnose.probes.context import first_order, gains, leave_one_out, spearman
+from groundthink.diagnose.probes.context import first_order, gains, leave_one_out
+from groundthink.diagnose.probes.coupling import spearman
 from groundthink.verdicts.verdict import Verdict
 
 T = 30

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from diagnose.probes import remembering
+from diagnose.probes import planted
 from toys import randomized, small
 
 from groundthink.diagnose.probes.coupling import BEFORE, LENGTH, SOON, TAUS, coupling, spearman
@@ -63,7 +63,7 @@ def test_labels_are_the_frequent_tokens_at_an_offset() -> None:
 
 @pytest.fixture(scope="module")
 def two_layers():
-    subject = remembering.subject(remembering.model(20, 20), texts=4, length=LENGTH)
+    subject = planted.subject(planted.model(20, 20), texts=4, length=LENGTH)
     return subject.model, torch.stack(list(subject.documents))
 
 
@@ -91,16 +91,16 @@ def test_value_is_the_directional_derivative_of_the_loss(two_layers) -> None:
 
 def test_credit_falls_as_fast_as_the_decays() -> None:
     tau = 12.0
-    subject = remembering.subject(remembering.model(tau), texts=24, length=LENGTH)
+    subject = planted.subject(planted.model(tau), texts=24, length=LENGTH)
     for state in coupling(subject.model, torch.stack(list(subject.documents))).values():
         rate, _ = slope(TAUS[:-1], state.credit.mean(0).log()[:-1])
         assert -1 / rate.value == pytest.approx(tau, rel=0.2)
 
 
 def test_a_state_that_nobody_hears_gets_no_credit() -> None:
-    model = remembering.model(20, 20)
-    remembering.silence(model.blocks[1])
-    texts = torch.stack(list(remembering.subject(model, texts=4, length=LENGTH).documents))
+    model = planted.model(20, 20)
+    planted.silence(model.blocks[1])
+    texts = torch.stack(list(planted.subject(model, texts=4, length=LENGTH).documents))
     found = coupling(model, texts)
     for name in ("credit", "value", "zeroed", "share", "write"):
         assert getattr(found[1, "rwkv6"], name).abs().max() < 1e-5
@@ -117,7 +117,7 @@ def test_rank_correlation() -> None:
 
 @pytest.mark.slow
 def test_the_probe_gives_records_and_controls() -> None:
-    rows = flow(remembering.subject(remembering.model(1, 50), texts=10, length=170, tokens=16))
+    rows = flow(planted.subject(planted.model(1, 50), texts=10, length=170, tokens=16))
     kinds = [kind for kind, _ in rows]
     assert (kinds.count("flow"), kinds.count("flow_variable"), kinds.count("coupling")) == (6, 3, 4)
     found = {row["variable"]: row for kind, row in rows if kind == "flow" and not row["layer"]}
@@ -129,10 +129,10 @@ def test_the_probe_gives_records_and_controls() -> None:
 
 def test_what_does_not_apply_is_skipped_and_too_little_is_said() -> None:
     gpt2 = randomized(build(small("gpt2", context_length=256))).eval()
-    ((kind, row),) = flow(remembering.subject(gpt2, texts=8, length=170))
+    ((kind, row),) = flow(planted.subject(gpt2, texts=8, length=170))
     assert kind == "finding" and row["verdict"] == "INCONCLUSIVE"
     pure = randomized(build(small("rwkv6"))).eval()
-    rows = flow(remembering.subject(pure, texts=8, length=170))
+    rows = flow(planted.subject(pure, texts=8, length=170))
     notes = {row["name"]: row["note"] for kind, row in rows if kind == "finding"}
     assert "--samples" in notes["information, next"]
     assert {row["branch"] for kind, row in rows if kind == "coupling"} == {"rwkv6"}

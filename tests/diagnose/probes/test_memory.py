@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from diagnose.probes import remembering
+from diagnose.probes import planted
 from toys import randomized, small
 
 from groundthink.diagnose.probes.curves import half_life
@@ -22,11 +22,11 @@ from groundthink.verdicts.statistics import slope
 @pytest.fixture(scope="module")
 def localised():
     """Only RWKV-6 of the middle layer keeps anything, and nobody above it hears its own mixers."""
-    model = remembering.model(0, 0, 0)
+    model = planted.model(0, 0, 0)
     with torch.no_grad():
         model.blocks[1].rwkv6.time_decay.fill_(-math.log(1000))
-    remembering.silence(model.blocks[2])
-    return remembering.subject(model, texts=24)
+    planted.silence(model.blocks[2])
+    return planted.subject(model, texts=24)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_set_time_constants_are_predicted_and_measured() -> None:
     """The slope of measured over predicted log retention is one."""
     predicted, measured = {}, {}
     for tau in (5.0, 20.0, 80.0):
-        subject = remembering.subject(remembering.model(tau), texts=6)
+        subject = planted.subject(planted.model(tau), texts=6)
         distances, texts, _ = setting(subject)
         expected = torch.tensor(distances).div(-tau).exp()
         late = slice(distances.index(4), None)  # token shift and convolution write up to there
@@ -94,7 +94,7 @@ def test_half_life_is_that_of_an_exponential_or_beyond_the_data() -> None:
 
 
 def test_the_probe_gives_records_for_every_layer_and_branch() -> None:
-    rows = memory(remembering.subject(remembering.model(0, 100), texts=16))
+    rows = memory(planted.subject(planted.model(0, 100), texts=16))
     kinds = [kind for kind, _ in rows]
     assert (kinds.count("memory"), kinds.count("recall"), kinds.count("read")) == (4, 1, 7)
     verdicts = {row["name"]: row["verdict"] for kind, row in rows if kind == "finding"}
@@ -103,14 +103,14 @@ def test_the_probe_gives_records_for_every_layer_and_branch() -> None:
 
 
 def test_few_texts_are_not_enough_for_a_probe() -> None:
-    rows = memory(remembering.subject(remembering.model(100), texts=8))
+    rows = memory(planted.subject(planted.model(100), texts=8))
     notes = {row["name"]: row["note"] for kind, row in rows if kind == "finding"}
     assert "--samples 15" in notes["information"]
 
 
 def test_attention_is_exchanged_but_has_no_state_to_probe() -> None:
     model = randomized(build(small("gpt2", context_length=64))).eval()
-    rows = memory(remembering.subject(model, texts=8))
+    rows = memory(planted.subject(model, texts=8))
     parts = {(row["layer"], row["part"]) for kind, row in rows if kind == "read"}
     assert parts == {(0, "attention"), (1, "attention"), (None, "attention"), (None, "all")}
     notes = {row["name"]: row["note"] for kind, row in rows if kind == "finding"}
@@ -119,4 +119,4 @@ def test_attention_is_exchanged_but_has_no_state_to_probe() -> None:
 
 def test_a_short_text_is_refused() -> None:
     with pytest.raises(UserError, match="longer text"):
-        memory(remembering.subject(remembering.model(1), texts=8, length=40))
+        memory(planted.subject(planted.model(1), texts=8, length=40))

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from groundthink.data.tokenizers import Tokenizer
 from groundthink.diagnose.components import BRANCHES, branches
+from groundthink.diagnose.probes.coupling import spearman
 from groundthink.diagnose.probes.implicit import implicit
 from groundthink.diagnose.probes.registry import Row, probe
 from groundthink.diagnose.registry import worst
@@ -68,7 +68,7 @@ def passages(subject: Subject) -> Iterator[Row]:
                 "kl": found.kl.tolist(),
                 "drop": found.drop.tolist(),
                 "first_order": {name: slope.tolist() for name, slope in slopes.items()},
-                "agreement": spearman(found.drop.abs(), slopes["all"].abs()),
+                "agreement": float(spearman(found.drop.abs(), slopes["all"].abs())),
                 "draws": DRAWS,
             },
         )
@@ -192,12 +192,6 @@ def first_order(
         logits = model.head(model.features(text[None])[0][:, -1])
     (slope,) = torch.autograd.grad(logits.float().log_softmax(-1)[0, answer], seen[1])
     return (slope * (seen[1] - seen[0].mean(0))).sum(-1)[0].detach().cpu()
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation; NaN if one of them is constant."""
-    ranks = np.stack([x.argsort().argsort().double().numpy() for x in (a, b)])
-    return float(np.corrcoef(ranks)[0, 1])
 
 
 def mixing(subject: Subject) -> Iterator[Row]:

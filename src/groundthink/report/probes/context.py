@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from groundthink.records import Record
-from groundthink.report.plot import ACCENT, COMPONENTS, FAINT, Figure, Json, axis
+from groundthink.report.plot import ACCENT, COMPONENTS, FAINT, Figure, Json, axis, panel_label
 from groundthink.report.run import Kinds
 from groundthink.report.series import every
 from groundthink.report.shell import Section
@@ -144,7 +144,7 @@ def _maps(branches: dict[str, list[Record]]) -> Figure:
                 }
             )
             _place(layout, number, (row, len(branches)), (column, len(shown)))
-            layout["annotations"].append(_label(f"{name} {record['layer']}", x, y, color))
+            layout["annotations"].append(panel_label(f"{name} {record['layer']}", x, y, color))
     title = f"A token takes of itself {' and '.join(newest)}"
     caption = (
         "One text: a row for each token, a column for each token that it can see; the colour is "
@@ -183,12 +183,6 @@ def _place(layout: Json, number: int, row: tuple[int, int], column: tuple[int, i
         "showgrid": False,
         "title": {"text": "" if column[0] else "target"},
     }
-
-
-def _label(text: str, x: str, y: str, color: str) -> Json:
-    place = {"xref": f"{x} domain", "yref": f"{y} domain", "x": 0, "y": 1}
-    anchor = {"xanchor": "left", "yanchor": "bottom", "showarrow": False}
-    return {**place, **anchor, "text": text, "font": {"size": 11, "color": color}}
 
 
 def _passages(rows: Sequence[Record]) -> str:

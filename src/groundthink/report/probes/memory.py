@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from groundthink.records import Record
-from groundthink.report.plot import COMPONENTS, INK, Figure, Json, axis, line
+from groundthink.report.plot import COMPONENTS, INK, Figure, Json, axis, line, panel_label
 from groundthink.report.run import Kinds
 from groundthink.report.shell import Section
 from groundthink.report.tables import table
@@ -92,7 +92,7 @@ def _map(branches: dict[str, list[Record]], reads: list[Record]) -> Figure:
                 }
             )
             _place(layout, number, (place, len(panels)), (column, len(branches)))
-            layout["annotations"].append(_label(f"{name}: {label}", x, y, color))
+            layout["annotations"].append(panel_label(f"{name}: {label}", x, y, color))
     title = f"{AT} tokens on, of {sig(most, 2)} bits a probe finds {' and '.join(best)}"
     caption = (
         "Top: median share that the decays alone leave. Middle: held-out information about which "
@@ -123,12 +123,6 @@ def _place(layout: Json, number: int, row: tuple[int, int], column: tuple[int, i
         "showgrid": False,
         "title": {"text": "" if column[0] else "layer"},
     }
-
-
-def _label(text: str, x: str, y: str, color: str) -> Json:
-    place = {"xref": f"{x} domain", "yref": f"{y} domain", "x": 0, "y": 1}
-    anchor = {"xanchor": "left", "yanchor": "bottom", "showarrow": False}
-    return {**place, **anchor, "text": text, "font": {"size": 11, "color": color}}
 
 
 def _curves(branch: str, rows: list[Record], recall: Record) -> Figure:
