@@ -18,6 +18,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # some twenty commands, one after another
 def test_the_readme_runs(tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "COLUMNS": "100"}
