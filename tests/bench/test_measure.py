@@ -27,11 +27,40 @@ def test_every_round_runs_each_contestant_once_and_starts_with_another():
     assert found == {"a": [1.0] * 3, "b": [2.0] * 3, "c": [3.0] * 3}
 
 
-def test_time_ends_a_race_only_after_enough_rounds_for_an_interval():
+def test_a_slow_contestant_leaves_early_and_is_compared_by_the_rounds_it_ran():
     log: list[str] = []
-    found = race(recorder(log, {"a": 1.0}), rounds=50, warmup=0, seconds=0)
-    assert len(found["a"]) == 6
-    assert speed(found["a"], 1.0)["low"] == 1.0
+    laps = recorder(log, {"fast": 0.25, "slow": 4.0})
+    found = race(laps, rounds=50, warmup=3, seconds=2.0)
+    assert (len(found["fast"]), len(found["slow"])) == (8, 3)
+    assert log[:2] == ["fast", "slow"] and len(log) == 2 + 8 + 3  # one lap warms up
+    gain = ratio(found["fast"], found["slow"])
+    assert (gain["value"], gain["n"]) == (16, 3)
+
+
+def test_what_takes_too_long_is_broken_off_also_while_it_computes_gradients():
+    import time
+
+    class Slow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            time.sleep(60)
+
+    start = time.monotonic()
+    results = Results("", {})
+    with results.attempt("a peer", {"who": "it"}, 0.05):
+        Slow.apply(torch.ones(1, requires_grad=True)).backward()
+    with results.attempt("another", {"who": "it"}, 60):
+        raise ValueError("no such device\nand more")
+    assert time.monotonic() - start < 30
+    first, second = results.rows
+    assert (first["who"], first["value"]) == ("it", None) and "not ready after 0.05 s" in first[
+        "note"
+    ]
+    assert second["note"] == "cannot run: no such device"
 
 
 def test_a_slow_spell_of_the_machine_does_not_move_the_ratio():

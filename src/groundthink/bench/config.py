@@ -30,8 +30,10 @@ class BenchModel:
     """CPU threads; 0 leaves torch's choice."""
     repeats: int = 20
     """Timed rounds of a race; each contestant runs once a round."""
-    seconds: float = 60.0
-    """A race starts no round after this time, once it has run six."""
+    seconds: float = 10.0
+    """Seconds of laps after which a contestant leaves a race, once it has run three."""
+    patience: float = 600.0
+    """Seconds that a contestant has to build, compile, tune and show that it is right."""
     steps: int = 100
     """Training steps of B3."""
     against: tuple[str, ...] = ()
@@ -82,8 +84,10 @@ class BenchOps:
     """Rounds before the timed ones."""
     repeats: int = 12
     """Timed rounds of a race; each contestant runs once a round."""
-    seconds: float = 60.0
-    """A race starts no round after this time, once it has run six."""
+    seconds: float = 10.0
+    """Seconds of laps after which a contestant leaves a race, once it has run three."""
+    patience: float = 600.0
+    """Seconds that a contestant has to build, compile, tune and show that it is right."""
     seed: int = 0
     """Seed of the inputs."""
     out: str = "runs/bench.jsonl"
@@ -115,8 +119,10 @@ class BenchDecode:
     """CPU threads; 0 leaves torch's choice."""
     repeats: int = 12
     """Timed rounds of a race; each contestant runs once a round."""
-    seconds: float = 60.0
-    """A race starts no round after this time, once it has run six."""
+    seconds: float = 10.0
+    """Seconds of laps after which a contestant leaves a race, once it has run three."""
+    patience: float = 600.0
+    """Seconds that a contestant has to build, compile, tune and show that it is right."""
     seed: int = 0
     """Seed of the weights and of the tokens."""
     out: str = "runs/bench.jsonl"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from groundthink.bench import contestants, gpu
 from groundthink.bench.config import BenchDecode, BenchModel
-from groundthink.bench.measure import Lap, race, ratio, spread, stopwatch
+from groundthink.bench.measure import Lap, race, ratio, spread, stopwatch, within
 from groundthink.bench.output import (
     Results,
     Say,
@@ -21,6 +22,7 @@ from groundthink.bench.output import (
     provenance,
     with_spread,
 )
+from groundthink.bench.peers import forget_tuning
 from groundthink.device import pick_device
 from groundthink.errors import UserError
 from groundthink.layers.state import State
@@ -65,16 +67,21 @@ def run(config: BenchDecode) -> int:
     screen.title(f"{config.model}, weights in {precision}, on", device)
     rows: list[dict[str, Any]] = []
     with screen.busy("") as say:
-        models = {name: make(name, config, device, DTYPES[precision]) for name in names(config)}
-        for batch in config.batches or BATCHES[on]:
-            for position in config.positions or POSITIONS[on]:
-                rows += measure(models, batch, position, config, results, say)
+        models: dict[str, nn.Module] = {}
+        for name in names(config):
+            with results.attempt(f"decode {name}", {"who": name}, config.patience):
+                models[name] = make(name, config, device, DTYPES[precision])
+        failed = [f"{row['who']}: {row['note']}" for row in results.rows]
+        places = product(config.batches or BATCHES[on], config.positions or POSITIONS[on])
+        for batch, position in places if config.model in models else ():
+            rows += measure(models, batch, position, config, results, say)
     evenness(rows, results)
     headings = ["", "batch", "position", "ms a token", "tok/s", "ours faster", "launches", ""]
     screen.table("", headings, map(cells, rows))
+    screen.lines(failed)
     screen.records(config.out)
-    ours = (row for row in rows if contestants.PEERS not in row["who"])
-    return int(any(row["verdict"] == Verdict.FAIL for row in ours))
+    ours = [row for row in rows if contestants.PEERS not in row["who"]]
+    return int(not ours or any(row["verdict"] == Verdict.FAIL for row in ours))
 
 
 def names(config: BenchDecode) -> list[str]:
@@ -118,29 +125,28 @@ def measure(
     laps: dict[str, Lap] = {}
     rows: dict[str, dict[str, Any]] = {}
     state, oracle = None, None
+    forget_tuning()
     for name, model in models.items():
         say(f"batch {batch}, position {position:,}: {name}")
         same = name == config.model or name == contestants.PEERS or name in BACKENDS
         where = {"who": name, "batch_size": batch, "position": position, "verdict": Verdict.PASS}
         try:
-            if state is None or not same:
-                start, tokens = read(model, batch, position, config)
-            if state is None:
-                state = start
-            contest = steps(model, batch, state if same else start)
-            for mode, step in contest.items():
-                row = rows[f"{name} {mode}"] = where | {"mode": mode, "value": None, "n": 0}
-                logits = step(tokens).float()
-                oracle = logits if oracle is None else oracle
-                if same and not agrees(logits, oracle, row):
-                    continue
-                if tokens.is_cuda:
-                    row["launches"] = gpu.launches(partial(step, tokens))
-                laps[f"{name} {mode}"] = lap(step, tokens, config.tokens)
-        except (
-            RuntimeError,
-            UserError,
-        ) as error:  # memory that does not suffice for keys and values
+            with within(config.patience):
+                if state is None or not same:
+                    start, tokens = read(model, batch, position, config)
+                if state is None:
+                    state = start
+                contest = steps(model, batch, state if same else start)
+                for mode, step in contest.items():
+                    row = rows[f"{name} {mode}"] = where | {"mode": mode, "value": None, "n": 0}
+                    logits = step(tokens).float()
+                    oracle = logits if oracle is None else oracle
+                    if same and not agrees(logits, oracle, row):
+                        continue
+                    if tokens.is_cuda:
+                        row["launches"] = gpu.launches(partial(step, tokens))
+                    laps[f"{name} {mode}"] = lap(step, tokens, config.tokens)
+        except Exception as error:  # memory that does not suffice for keys and values, a peer's own
             rows[f"{name} eager"] = where | {"mode": "eager", "value": None, "n": 0}
             rows[f"{name} eager"]["note"] = f"cannot run: {first_line(error)}"
     device = next(next(iter(models.values())).parameters()).device

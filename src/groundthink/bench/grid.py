@@ -14,7 +14,7 @@ from groundthink.bench import contestants, profile, work
 from groundthink.bench.config import BenchModel
 from groundthink.bench.measure import Lap, race, ratio, speed
 from groundthink.bench.memory import MIB, peak
-from groundthink.bench.output import Results, Say, first_line
+from groundthink.bench.output import Results, Say
 from groundthink.bench.work import MakeStep, Step
 from groundthink.data.stream import Batch
 from groundthink.errors import UserError, unknown
@@ -86,15 +86,9 @@ def race_at(
     entrants: dict[str, Entrant] = {}
     for name in names:
         say(f"B1 {shape}, {name}")
-        try:
+        fields = where("training", config) | {"who": name}
+        with results.attempt(f"B1 training {shape}, {name}", fields, config.patience):
             entrants[name] = Entrant(name, config, batch, device, make_step)
-        except (
-            RuntimeError,
-            UserError,
-        ) as error:  # memory that does not suffice, a compiler that is missing
-            fields = where("training", config) | {"who": name, "value": None, "n": 0}
-            note = f"cannot run: {first_line(error)}"
-            results.add(f"B1 training {shape}, {name}", "", fields, note)
     if config.profile:
         for name, entrant in entrants.items():
             say(f"B1 {shape}, profile of {name}")
@@ -104,7 +98,8 @@ def race_at(
     for kind in ("training", "inference"):
         say(f"B1 {kind} {shape}")
         laps = {name: getattr(entrant, kind) for name, entrant in entrants.items()}
-        seconds = race(laps, config.repeats, device, seconds=config.seconds)
+        warmup = 0 if kind == "training" else 2  # an entrant has trained
+        seconds = race(laps, config.repeats, device, warmup=warmup, seconds=config.seconds)
         found = add_speeds(kind, shape, config, seconds, entrants, results)
         rates = rates or found
     entrants.clear()
@@ -130,10 +125,9 @@ class Entrant:
             self.training = work.training_lap(self.step, batch, device)
             self.inference = work.inference_lap(model, batch, device, config.precision)
             self.training()
-            self.training()
 
         if device.type == "cuda":
-            self.peak_mib = peak(start, device) / MIB
+            self.peak_mib = peak(lambda: (start(), self.training()), device) / MIB
         else:
             start()
 

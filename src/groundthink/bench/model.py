@@ -9,7 +9,7 @@ import torch
 
 from groundthink.bench import contestants, gpu, grid, matrix, memory, stability, work
 from groundthink.bench.config import BenchModel
-from groundthink.bench.output import Results, Say, Screen, first_line, provenance
+from groundthink.bench.output import Results, Say, Screen, provenance
 from groundthink.bench.work import MakeStep
 from groundthink.data.corpora import prepare
 from groundthink.device import pick_device
@@ -75,9 +75,8 @@ def measure(
         corpus = prepare(config.data, log=say)
         return matrix.run(config, corpus, device, make_step, results, say)
     parts = config.only or PARTS
-    shapes = list(dict.fromkeys((replace(config, **STUDY), config)))
-    if device.type == "cuda":
-        shapes = [config]
+    study = [] if device.type == "cuda" else [replace(config, **STUDY)]
+    shapes = list(dict.fromkeys((*study, config)))
     if "B1" in parts:
         for shaped in shapes:
             grid.race_at(shaped, names(config), device, make_step, results, say)
@@ -86,21 +85,17 @@ def measure(
     if "B2" in parts:
         for shaped in shapes:
             footprint(shaped, make_step, results, say)
-    return "B3" not in parts or stable(config, device, make_step, results, say)
+    return "B3" not in parts or stable(shapes[0], device, make_step, results, say)
 
 
 def agrees(name: str, config: BenchModel, device: torch.device, results: Results, say: Say) -> bool:
     """Whether a form of the model computes what its reference loops do."""
     what = f"parity with the reference loops, {name}"
     say(what)
-    try:
+    verdict = Verdict.FAIL
+    with results.attempt(what, {"who": name, "verdict": verdict}, config.patience):
         error, verdict = contestants.parity(name, config, device)
-    except RuntimeError as error:
-        if name == config.model:
-            raise
-        results.add(what, "", {"value": None, "n": 0}, f"cannot run: {first_line(error)}")
-        return False
-    results.add(what, "", {"value": error, "n": 1, "verdict": verdict}, verdict)
+        results.add(what, "", {"who": name, "value": error, "n": 1, "verdict": verdict}, verdict)
     return verdict != Verdict.FAIL
 
 
@@ -114,13 +109,15 @@ def launches(
             continue
         what = f"launches of a block, {name}"
         say(what)
-        few, more = (
-            make_step(contestants.blocks(name, layers, config, device), device, config.precision)
-            for layers in (2, 3)
-        )
-        count = gpu.launches(partial(more, batch)) - gpu.launches(partial(few, batch))
-        fields = {"what": "launches", "who": name, "value": count, "n": 1}
-        results.add(what, "", fields, "in a training step, without its channel mixing")
+        fields = {"what": "launches", "who": name}
+        with results.attempt(what, fields, config.patience):
+            few, more = (
+                make_step(contestants.blocks(name, n, config, device), device, config.precision)
+                for n in (2, 3)
+            )
+            count = gpu.launches(partial(more, batch)) - gpu.launches(partial(few, batch))
+            note = "in a training step, without its channel mixing"
+            results.add(what, "", fields | {"value": count, "n": 1}, note)
 
 
 def footprint(config: BenchModel, make_step: MakeStep, results: Results, say: Say) -> None:
@@ -130,9 +127,10 @@ def footprint(config: BenchModel, make_step: MakeStep, results: Results, say: Sa
         for name in _without(names(config), "reference"):
             what = f"B2 {kind} memory {shape}, {name}"
             say(what)
-            fields, words = memory.record(name, kind == "training", config, make_step)
-            fields |= grid.where(f"{kind} memory", config)
-            results.add(what, "MiB", fields | {"who": name}, words)
+            fields = grid.where(f"{kind} memory", config) | {"who": name}
+            with results.attempt(what, fields, config.patience):
+                found, words = memory.record(name, kind == "training", config, make_step)
+                results.add(what, "MiB", fields | found, words)
 
 
 def stable(

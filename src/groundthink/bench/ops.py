@@ -18,7 +18,7 @@ from torch import Tensor
 from groundthink.bench import gpu
 from groundthink.bench.cases import Case, cases
 from groundthink.bench.config import BenchOps
-from groundthink.bench.measure import Lap, race, ratio, spread, stopwatch
+from groundthink.bench.measure import Lap, race, ratio, spread, stopwatch, within
 from groundthink.bench.memory import MIB, peak
 from groundthink.bench.output import (
     Results,
@@ -29,7 +29,7 @@ from groundthink.bench.output import (
     provenance,
     with_spread,
 )
-from groundthink.bench.peers import PEERS, SOURCES, Op, missing
+from groundthink.bench.peers import PEERS, SOURCES, Op, forget_tuning, missing
 from groundthink.device import pick_device
 from groundthink.errors import UserError, unknown
 from groundthink.ops import ssd, wkv6
@@ -141,6 +141,7 @@ def measure(
     """One record a contestant; those that do not agree with fp64 have no time in it."""
     config, device = context.config, context.device
     operands = case.operands(config.seed, context.dtype, device)
+    forget_tuning()
     exactly = "reference" if case.states() <= MOST_STATES else "chunked"
     oracle_op = partial(OURS[case.op][0], backend=exactly)
     g = torch.Generator().manual_seed(config.seed)
@@ -151,17 +152,18 @@ def measure(
     for name, op in contestants(case, against, device).items():
         say(f"{case.name}, {name}")
         rows[name] = row = {"case": case.name, "who": name, "ours": name not in PEERS}
+        graph = device.type == "cuda" and not name.startswith(ASKING)
         try:
-            row |= examine(op, operands, dy, oracle, context)
+            with within(config.patience):
+                row |= examine(op, operands, dy, oracle, context)
+                right = row["verdict"] != Verdict.FAIL
+                times = timed(op, operands, dy, row, device, graph) if right else []
         except Exception as error:
-            if row["ours"]:
+            if row["ours"] and not isinstance(error, UserError):
                 raise
             row |= {"verdict": Verdict.FAIL, "note": f"cannot run: {first_line(error)}"}
             continue
-        if row["verdict"] != Verdict.FAIL:
-            graph = device.type == "cuda" and not name.startswith(ASKING)
-            times = timed(op, operands, dy, row, device, graph)
-            laps |= {f"{name} {kind}": lap for kind, lap in times}
+        laps |= {f"{name} {kind}": lap for kind, lap in times}
     del oracle
     say(f"{case.name}, race")
     seconds = race(laps, config.repeats, device, warmup=config.warmup, seconds=config.seconds)

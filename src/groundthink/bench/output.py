@@ -15,6 +15,7 @@ from rich.text import Text
 
 from groundthink import config as configs
 from groundthink import records
+from groundthink.bench.measure import within
 from groundthink.records import Record, Records
 
 Say = Callable[[str], None]
@@ -55,6 +56,19 @@ class Results:
         self.rows.append(record)
         if self._file:
             self._file.append("bench", **record)
+
+    @contextmanager
+    def attempt(self, name: str, fields: Mapping[str, Any], seconds: float) -> Iterator[None]:
+        """A block whose failure, or more than so many seconds, is a record that says why.
+
+        A contestant may want memory or a compiler that is not there, or be of another project.
+        """
+        try:
+            with within(seconds):
+                yield
+        except Exception as error:
+            nothing = {**fields, "value": None, "n": 0}
+            self.add(name, "", nothing, f"cannot run: {first_line(error)}")
 
 
 class Screen:

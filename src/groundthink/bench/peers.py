@@ -36,6 +36,7 @@ class Peer:
 
 
 def fla_chunk() -> Op:
+    os.environ.setdefault("FLA_CACHE_RESULTS", "0")  # files that keep the choice for a shape
     from fla.ops.rwkv6 import chunk_rwkv6  # pyright: ignore[reportMissingImports]
 
     return partial(_fla, chunk_rwkv6)
@@ -102,6 +103,19 @@ SOURCES = {
     "mamba": f"mamba: not found (unpack mamba-ssm's source distribution, let {FOLDER} name it)",
 }
 """Projects, and what to say where one is not here."""
+
+
+def forget_tuning() -> None:
+    """Let the peers' autotuners choose anew: what was best for a shape they keep for all others."""
+    for path, module in list(sys.modules.items()):
+        if path.partition(".")[0] in ("fla", "mamba_ssm"):
+            from triton.runtime import Autotuner, Heuristics
+
+            for kernel in vars(module).values():
+                while isinstance(kernel, Heuristics):
+                    kernel = kernel.fn
+                if isinstance(kernel, Autotuner):
+                    kernel.cache.clear()
 
 
 def missing(source: str) -> str:

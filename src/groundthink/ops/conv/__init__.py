@@ -31,6 +31,7 @@ BACKENDS = {
     },
     "parts": {
         "reference": reference.parts,
+        "eager": reference.parts,
         "triton": lambda *args: _kernels().parts(*args),
     },
 }
