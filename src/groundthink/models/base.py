@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from groundthink.layers.norms import make_norm
 from groundthink.layers.state import State
 from groundthink.models.config import ModelConfig
+
+
+def embedding(count: int, width: int) -> nn.Embedding:
+    """An embedding with unset weights: to draw them on the meta device torch imports its compiler,
+    which takes as long as torch itself."""
+    return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)
 
 
 class LanguageModel(nn.Module):
@@ -19,7 +26,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.embed = embedding(config.vocab_size, config.d_model)
         self.norm = make_norm(config.norm, config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.tie_weights()

@@ -75,7 +75,7 @@ def empty(config: ModelConfig, backend: str, device: str | torch.device) -> Lang
 
 
 def construct(config: ModelConfig, backend: str = "auto") -> LanguageModel:
-    """The module of a config with weights as torch leaves them; runs under torch.device("meta")."""
+    """The module of a config, to be built under torch.device("meta"): its weights are not set."""
     from groundthink.models.gpt2 import GPT2
     from groundthink.models.hybrid import HybridLM
 

@@ -12,7 +12,7 @@ from groundthink.layers.attention import Attention
 from groundthink.layers.mlp import MLP
 from groundthink.layers.norms import make_norm
 from groundthink.layers.state import LayerState, State
-from groundthink.models.base import LanguageModel
+from groundthink.models.base import LanguageModel, embedding
 from groundthink.models.config import ModelConfig
 
 
@@ -27,11 +27,11 @@ class GPT2Block(nn.Module):
         self.ffn = MLP(c.d_model, int(c.ffn_mult * c.d_model))
 
     def forward(
-        self, x: Tensor, state: dict[str, Tensor] | None, reset: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        y, new = self.attention(self.norm1(x), state, reset)
+        self, x: Tensor, state: LayerState | None, reset: Tensor | None
+    ) -> tuple[Tensor, LayerState]:
+        y, new = self.attention(self.norm1(x), (state or {}).get("attention"), reset)
         x = x + y
-        return x + self.ffn(self.norm2(x))[0], new
+        return x + self.ffn(self.norm2(x))[0], {"attention": new}
 
 
 class GPT2(LanguageModel):
@@ -44,7 +44,7 @@ class GPT2(LanguageModel):
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
-        self.positions = nn.Embedding(config.context_length, config.d_model)
+        self.positions = embedding(config.context_length, config.d_model)
         self.blocks = nn.ModuleList(GPT2Block(config) for _ in range(config.n_layers))
 
     def init_state(self, batch: int) -> State:
@@ -87,8 +87,8 @@ class GPT2(LanguageModel):
         x = self.embed(tokens) + self.positions(position)
         new: list[LayerState] = []
         for block, layer in zip(self.blocks, state.layers, strict=True):
-            x, kv = block(x, layer["attention"], reset)
-            new.append({"attention": kv})
+            x, layer = block(x, layer, reset)
+            new.append(layer)
         return self.norm(x), State(new)
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 
@@ -16,6 +17,16 @@ Op = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 OLDEST = (8, 0)
 """Compute capability from which the Triton kernels run: bf16 matrix units and enough memory."""
+
+
+F = TypeVar("F", bound=Callable)
+
+
+def _constant(function: F) -> F:
+    """`torch.compiler.assume_constant_result`, which would import the compiler: that takes as long
+    as torch itself, and most commands compile nothing."""
+    function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    return function
 
 
 def pick(op: str, table: Mapping[str, Op], backend: str, device: torch.device) -> Op:
@@ -55,7 +66,7 @@ def check_backend(op: str, table: Mapping[str, Op], backend: str) -> None:
         raise unknown(f"{op} backend", backend, [*table, "auto"])
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _automatic(names: tuple[str, ...], device: torch.device) -> str:
     """The backend of `auto` out of `names`."""
     if names[-1] != "triton" or device.type != "cuda":
@@ -72,7 +83,7 @@ def _say(line: str) -> None:
     logging.getLogger("groundthink").info(line)
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def triton_obstacle(device: torch.device) -> str:
     """Why the Triton kernels cannot run on tensors of this device; empty if they can."""
     return _obstacle(device)
