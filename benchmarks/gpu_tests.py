@@ -9,37 +9,38 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
+
+from groundthink import records
 
 ROOT = Path(__file__).parents[1]
 PROCESSES = 8
 
 
-def run(processes: int, errors: Path) -> tuple[dict[str, int], float, str]:
-    """How many tests passed, failed, ...; seconds; and what pytest said."""
-    command = [sys.executable, "-m", "pytest", "tests", "-m", "gpu", "-q", "--tb=short"]
-    start = time.monotonic()
-    done = subprocess.run(
-        [*command, "-n", str(processes), "-p", "no:cacheprovider"],
+def run(processes: int, errors: Path) -> tuple[dict[str, int], float]:
+    """How many tests passed, failed, ...; and seconds. What pytest says is passed on."""
+    command = [sys.executable, "-m", "pytest", "tests", "-m", "gpu", "--tb=short"]
+    command += ["-n", str(processes), "--dist", "worksteal", "-p", "no:cacheprovider"]
+    start, last = time.monotonic(), ""
+    with subprocess.Popen(
+        command,
         cwd=ROOT,
         env=os.environ | {"GROUNDTHINK_ERRORS": str(errors)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-    )
-    said = done.stdout + done.stderr
-    last = said.strip().splitlines()[-1] if said.strip() else ""
-    counts = {
-        what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|errors?|skipped)", last)
-    }
-    return counts, time.monotonic() - start, said
+    ) as pytest:
+        for line in pytest.stdout or ():
+            print(line, end="", flush=True)
+            last = line if line.strip() else last
+    counts = re.findall(r"(\d+) (passed|failed|error|skipped)", last)
+    return {what: int(n) for n, what in counts}, time.monotonic() - start
 
 
 def worst(errors: Path) -> list[dict[str, Any]]:
@@ -47,22 +48,12 @@ def worst(errors: Path) -> list[dict[str, Any]]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for line in errors.read_text(encoding="utf-8").splitlines() if errors.exists() else ():
         noted = json.loads(line)
-        row = found.setdefault(
-            (noted["op"], noted["dtype"]), {"values": 0.0, "gradients": 0.0, "n": 0}
-        )
+        op, dtype = noted["op"], noted["dtype"]
+        row = found.setdefault((op, dtype), {"op": op, "dtype": dtype, "n": 0})
         row["n"] += 1
         for what in ("values", "gradients"):
-            row[what] = max(row[what], noted[what])
-    return [
-        {
-            "kind": "bench",
-            "name": f"error {op} {dtype}",
-            "value": row["gradients"],
-            "unit": "relative RMS",
-            **row,
-        }
-        for (op, dtype), row in sorted(found.items())
-    ]
+            row[what] = max(row.get(what, 0.0), noted[what])
+    return [found[key] for key in sorted(found)]
 
 
 def main() -> int:
@@ -71,42 +62,20 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("there is no GPU here")
         return 1
-    import triton
-
-    target = Path(sys.argv[1])
     processes = int(sys.argv[2]) if len(sys.argv) > 2 else PROCESSES
     with tempfile.TemporaryDirectory() as folder:
         errors = Path(folder) / "errors.jsonl"
-        counts, seconds, said = run(processes, errors)
+        counts, seconds = run(processes, errors)
         rows = worst(errors)
-    git = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
-    provenance = {
-        "kind": "provenance",
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "python": platform.python_version(),
-        "git": git.stdout.strip(),
-        "date": date.today().isoformat(),
-    }
-    summary = {
-        "kind": "bench",
-        "name": "gpu tests",
-        "value": counts.get("passed", 0),
-        "unit": "passed",
-        "n": sum(counts.values()),
-        "seconds": round(seconds, 1),
-        **{what: n for what, n in counts.items() if what != "passed"},
-    }
-    with target.open("a", encoding="utf-8") as file:
-        for row in (provenance, summary, *rows):
-            file.write(json.dumps(row) + "\n")
-    print(said if counts.get("failed") or not counts.get("passed") else "", summary, sep="\n")
+    out = records.Records(sys.argv[1], records.environment())
+    fields = {"value": counts.get("passed", 0), "n": sum(counts.values()), "tests": counts}
+    out.append("bench", name="GPU tests", unit="passed", seconds=round(seconds, 1), **fields)
     for row in rows:
-        print(f"{row['name']:40s} values {row['values']:.1e} gradients {row['gradients']:.1e}")
-    return 1 if counts.get("failed") or counts.get("error") or counts.get("errors") else 0
+        name = f"error of {row['op']} in {row['dtype']}"
+        out.append("bench", name=name, unit="relative RMS", value=row["gradients"], **row)
+        print(f"{name:40s} values {row['values']:.1e} gradients {row['gradients']:.1e}")
+    print(f"{counts} in {seconds:.0f} s")
+    return int(not counts.get("passed") or bool({"failed", "error"} & counts.keys()))
 
 
 if __name__ == "__main__":
