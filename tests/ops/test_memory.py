@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from groundthink.ops.memory import aligned, joined, stacked
+from groundthink.ops.memory import aligned, in_a_column, joined, padded, stacked
 
 pytestmark = pytest.mark.tiny
 
@@ -32,10 +32,26 @@ def test_stacked():
 
 def test_joined():
     rows = torch.randn(6, 16)
+    rows[:, 13:] = 0
     left, right = rows[:, :9], rows[:, 9:13]
     assert same_memory(joined(left, right), rows)
     for a, b in ((left, right), (left, rows[:, 10:13]), (left, right.clone()), (right, left)):
-        assert torch.equal(joined(a, b), torch.cat((a, b), 1))
+        both = torch.cat((a, b), 1)
+        assert torch.equal(joined(a, b), torch.nn.functional.pad(both, (0, 16 - both.shape[1])))
+
+
+def test_in_a_column():
+    rows = torch.randn(7, 3)
+    for parts, shared in ((rows.split((2, 5)), True), ((rows[:2], rows[3:]), False)):
+        assert torch.equal(in_a_column(list(parts)), torch.cat(parts))
+        assert same_memory(in_a_column(list(parts)), rows) == shared
+
+
+def test_padded():
+    matrix = torch.randn(5, 3)
+    assert torch.equal(padded(matrix, 8, torch.float64)[:5], matrix.double())
+    assert not padded(matrix, 8, torch.float64)[5:].any()
+    assert padded(matrix, 5, torch.float32) is matrix
 
 
 def test_aligned():

@@ -159,10 +159,20 @@ class Block(nn.Module):
         else:
             x = self.fusion.join(x, branches[0], branches[1], getattr(self, "branch_norm", None))
         if hasattr(self, "ffn"):
-            x, normed = entered(self.norm2, x)
-            y, new["ffn"] = self.ffn(normed, old.get("ffn"), reset)
-            x = x + y
+            x, new["ffn"] = self.channel_mix(x, old.get("ffn"), reset)
         return x, {name: part for name, part in new.items() if part}
+
+    def channel_mix(
+        self, x: Tensor, old: dict[str, Tensor] | None, reset: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The residual stream after the channel mixing, and the state of that."""
+        if isinstance(self.ffn, MLP):
+            joined = self.ffn.joins(self.norm2, x)
+            if joined is not None:
+                return joined, {}
+        x, normed = entered(self.norm2, x)
+        y, new = self.ffn(normed, old, reset)
+        return x + y, new
 
 
 class HybridLM(LanguageModel):

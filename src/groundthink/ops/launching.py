@@ -41,7 +41,14 @@ class Kernel:
     def _launch(self, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
         key = (
             torch.cuda.current_device() if torch.cuda.is_initialized() else 0,
-            *[(a.dtype, a.data_ptr() & 15) if isinstance(a, Tensor) else a for a in args],
+            *[
+                (a.dtype, a.data_ptr() & 15)
+                if isinstance(a, Tensor)
+                else tuple((x.dtype, x.data_ptr() & 15) for x in a)
+                if isinstance(a, tuple)
+                else a
+                for a in args
+            ],
             *options.items(),
         )
         if _together is not None:

@@ -19,12 +19,36 @@ def stacked(tensors: tuple[Tensor, ...]) -> Tensor:
     return torch.stack(tensors)
 
 
+def in_a_column(matrices: list[Tensor]) -> Tensor:
+    """[M, N] each as one [sum M, N]: a view where they lie one after the other, else a copy."""
+    first, start = matrices[0], 0
+    for matrix in matrices:
+        if not (_lies(matrix, first, start) and matrix.is_contiguous()):
+            return torch.cat(matrices)
+        start += matrix.numel()
+    return first.as_strided((start // first.shape[1], first.shape[1]), first.stride())
+
+
+def padded(matrix: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """[M, N] in a dtype, with rows of zeros up to so many."""
+    if matrix.shape[0] == rows:
+        return matrix.to(dtype)
+    room = matrix.new_zeros(rows, matrix.shape[1], dtype=dtype)
+    room[: len(matrix)] = matrix
+    return room
+
+
 def joined(left: Tensor, right: Tensor) -> Tensor:
-    """Rows [N, A] and [N, B] as [N, A + B]: a view where they are parts of the same rows."""
+    """Rows [N, A] and [N, B], and zeros up to a multiple of eight columns, as one matrix.
+
+    A view where they are parts of the same aligned rows, which then hold zeros behind them.
+    """
     width = left.shape[1] + right.shape[1]
-    if left.stride() == right.stride() and _lies(right, left, left.shape[1]):
-        return left.as_strided((left.shape[0], width), left.stride())
-    return torch.cat((left, right), dim=1)
+    room = aligned(width)
+    if left.stride() == right.stride() == (room, 1) and _lies(right, left, left.shape[1]):
+        return left.as_strided((left.shape[0], room), left.stride())
+    rest = left.new_zeros(len(left), room - width)
+    return torch.cat((left, right, rest) if room > width else (left, right), dim=1)
 
 
 def _lies(tensor: Tensor, first: Tensor, distance: int) -> bool:

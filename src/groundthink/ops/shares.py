@@ -21,13 +21,14 @@ def _total(shares_ptr, out_ptr, n, width, ROWS: tl.constexpr, COLUMNS: tl.conste
         row = first + tl.arange(0, ROWS)[:, None]
         at = shares_ptr + row.to(tl.int64) * width + column
         total += tl.load(at, (row < n) & (column < width), 0)
-    tl.store(out_ptr + column, tl.sum(total, axis=0)[None, :], column < width)
+    total = tl.sum(total, axis=0)[None, :].to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + column, total, column < width)
 
 
-def total(shares: Tensor) -> Tensor:
+def total(shares: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Shares [P, ...] of P programs, in fp32, to their sum [...]."""
     n, width = shares.shape[0], shares.shape[1:].numel()
-    out = torch.empty(shares.shape[1:], dtype=shares.dtype, device=shares.device)
+    out = torch.empty(shares.shape[1:], dtype=dtype, device=shares.device)
     tall = min(256, triton.next_power_of_2(max(n, 1)))
     columns = max(32, 2048 // tall)
     with device_of(shares):

@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from groundthink.ops.conv.triton import _backward, _forward
 from groundthink.ops.fused import Operator, device_of, differentiable, flags, rows, traced
-from groundthink.ops.memory import aligned, joined
+from groundthink.ops.linear.launch import outer
+from groundthink.ops.memory import aligned, in_a_column, joined, padded
 from groundthink.ops.shares import total
 
 BLOCK = 128
@@ -70,15 +71,18 @@ def _grad(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, the window, and of [weight, bias, dt_bias] in a row, in fp32.
 
-    Those of x and dt are parts of the same rows if they are to be `together`.
+    Those of x and dt are parts of the same aligned rows if they are to be `together`, with zeros
+    behind them.
     """
     batch, steps, size = x.shape
     heads = 0 if dt is None else dt.shape[-1]
     width = weight.shape[1]
     kind = x.dtype if dt is None else dt.dtype
+    room = heads
     if together and kind == x.dtype:
-        room = torch.empty(batch, steps, aligned(size + heads), dtype=kind, device=x.device)
-        dx, ddt = room[..., :size], room[..., size : size + heads]
+        room = aligned(size + heads) - size
+        both = torch.empty(batch, steps, size + room, dtype=kind, device=x.device)
+        dx, ddt = both[..., :size], both[..., size : size + heads]
     else:
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         ddt = torch.empty(batch, steps, heads, dtype=kind, device=x.device)
@@ -91,12 +95,12 @@ def _grad(
     some = batch * triton.cdiv(steps, stretch)
     shares = torch.empty(some, size * (width + 1) + heads, dtype=torch.float32, device=x.device)
     with device_of(x):
-        _backward[(some, blocks + triton.cdiv(heads, 32))](
+        _backward[(some, blocks + triton.cdiv(room, 32))](
             x, dt, weight.contiguous(), bias, dt_bias, window.contiguous(), flags(reset),
             dy, None if dsizes is None else dsizes.contiguous(),
             None if dfinal is None else dfinal.contiguous(), dx, ddt, dwindow, shares,
-            steps, stretch, x_step, dt_step, dy_step, size, heads, width, x_unit, dt_unit, dy_unit,
-            dx.stride(1), ddt.stride(1), BLOCK, blocks, num_warps=1,
+            steps, stretch, x_step, dt_step, dy_step, size, heads, room, width, x_unit, dt_unit,
+            dy_unit, dx.stride(1), ddt.stride(1), BLOCK, blocks, num_warps=1,
         )  # fmt: skip
     return dx, ddt, dwindow, total(shares)
 
@@ -165,32 +169,33 @@ def conv_silu_dt(
 
 
 class _Parts(torch.autograd.Function):
-    """One product x w^T, in parts; backward the second and third come in the same rows."""
+    """One product x w^T, in parts; backward the second and third come in the same rows.
+
+    The weight has rows of zeros up to a multiple of eight: products of other widths are slow.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, sizes: tuple[int, ...]):
-        flat, width = x.flatten(0, -2), len(weight)
+        flat, ctx.sizes, ctx.dtype = x.flatten(0, -2), sizes, weight.dtype
+        weight = padded(weight, sizes[0] + aligned(sum(sizes[1:])), x.dtype)
         ctx.save_for_backward(flat, weight)
-        ctx.first = sizes[0]
-        room = flat.new_empty(len(flat), aligned(width))[:, :width]
-        torch.mm(flat, weight.t(), out=room)
-        return room.view(*x.shape[:-1], width).split(sizes, dim=-1)
+        room = (flat @ weight.t()).view(*x.shape[:-1], len(weight))
+        return room[..., : sum(sizes)].split(sizes, dim=-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads: Tensor):
         flat, weight = ctx.saved_tensors
         first, second, third = (grad.flatten(0, -2) for grad in grads)
-        rest, dweight = joined(second, third), torch.empty_like(weight)
-        torch.mm(first.t(), flat, out=dweight[: ctx.first])
-        torch.mm(rest.t(), flat, out=dweight[ctx.first :])
-        dx = torch.mm(first, weight[: ctx.first]).addmm_(rest, weight[ctx.first :])
-        return dx.view(*grads[0].shape[:-1], -1), dweight, None
+        rest, start = joined(second, third), ctx.sizes[0]
+        dweights = outer([(first, flat), (rest, flat)], ctx.dtype)
+        dx = torch.mm(first, weight[:start]).addmm_(rest, weight[start:])
+        dweight = in_a_column(dweights)[: sum(ctx.sizes)]
+        return dx.view(*grads[0].shape[:-1], weight.shape[1]), dweight, None
 
 
 def parts(x: Tensor, weight: Tensor, sizes: tuple[int, int, int]) -> tuple[Tensor, ...]:
     """`groundthink.ops.conv.parts`."""
-    weight = weight.to(x.dtype)
     if traced((x, weight)):
-        return F.linear(x, weight).split(sizes, dim=-1)
+        return F.linear(x, weight.to(x.dtype)).split(sizes, dim=-1)
     return _Parts.apply(x, weight, sizes)  # pyright: ignore

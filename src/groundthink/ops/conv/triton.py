@@ -265,6 +265,7 @@ def _backward(
     dy_step,
     SIZE: tl.constexpr,
     HEADS: tl.constexpr,
+    ROOM: tl.constexpr,
     WIDTH: tl.constexpr,
     X_UNIT: tl.constexpr,
     DT_UNIT: tl.constexpr,
@@ -354,10 +355,11 @@ def _backward(
             t = start + 4 * i
             row = t + tl.arange(0, 4)[:, None]
             inside = (row < end) & (head < HEADS)
+            written = (row < end) & (head < ROOM)
             row += first
             dt = tl.load(dt_ptr + row * (dt_step * DT_UNIT) + head, inside, 0).to(tl.float32)
             ddt = tl.load(dstep_ptr + row * HEADS + head, inside, 0) * tl.sigmoid(dt + head_bias)
-            tl.store(ddt_ptr + row * DT_STEP + head, ddt.to(ddt_ptr.dtype.element_ty), inside)
+            tl.store(ddt_ptr + row * DT_STEP + head, ddt.to(ddt_ptr.dtype.element_ty), written)
             total += ddt
         share = shares_ptr + SIZE * (WIDTH + 1) + head
         tl.store(share, tl.sum(total, axis=0)[None], head < HEADS)

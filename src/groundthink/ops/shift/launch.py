@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from groundthink.ops.fused import Operator, device_of, differentiable, flags, processors, traced
+from groundthink.ops.linear.launch import outer
 from groundthink.ops.memory import stacked
 from groundthink.ops.shares import total
 from groundthink.ops.shift.triton import (
@@ -187,7 +188,6 @@ def project(
         weight = torch.stack(weights).to(x.dtype)
         products = torch.bmm(rest.flatten(1, 2), weight.mT).unbind(0)
     else:
-        weights = tuple(weight.to(x.dtype) for weight in weights)
         products = _Products.apply(rest.flatten(1, 2), *weights)  # pyright: ignore
     return x_w, *(y.unflatten(0, x.shape[:2]) for y in products), last
 
@@ -200,7 +200,8 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, *weights: Tensor):
-        weight = stacked(weights)
+        ctx.dtype = weights[0].dtype
+        weight = stacked(tuple(weight.to(x.dtype) for weight in weights))
         ctx.save_for_backward(x, weight)
         return torch.bmm(x, weight.mT).unbind(0)
 
@@ -208,13 +209,10 @@ class _Products(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads: Tensor):
         x, weight = ctx.saved_tensors
-        dx, dweight = torch.empty_like(x), torch.empty_like(weight)
-        several, one = stacked(grads[:-1]), grads[-1]
-        torch.bmm(several, weight[:-1], out=dx[:-1])
-        torch.mm(one, weight[-1], out=dx[-1])
-        torch.bmm(several.mT, x[:-1], out=dweight[:-1])
-        torch.mm(one.t(), x[-1], out=dweight[-1])
-        return dx, *dweight.unbind(0)
+        dx = torch.empty_like(x)
+        torch.bmm(stacked(grads[:-1]), weight[:-1], out=dx[:-1])
+        torch.mm(grads[-1], weight[-1], out=dx[-1])
+        return dx, *outer(list(zip(grads, x, strict=True)), ctx.dtype)
 
 
 def _warps(x: Tensor) -> int:
