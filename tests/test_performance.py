@@ -12,8 +12,9 @@ from groundthink.records import Records
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "tables.py"
 
 
-@pytest.fixture(scope="module")
-def tables():
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec = importlib.util.spec_from_file_location("tables", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -40,3 +41,15 @@ def test_a_target_takes_the_newest_record_and_the_fastest_peer(tables, tmp_path)
     assert (where, must, reached) == (f"{case}, fla-chunk", "at least 5.00 x", "5.00 x")
     assert (verdict, commit) == ("PASS", "b")
     assert "| SSD over the fastest peer |  | at least 3.00 x |  | not measured |  |" in page
+
+
+def test_the_record_of_the_gpu_tests_is_on_the_page(tables, tmp_path):
+    run = {"device": "GPU", "torch": "2", "triton": "3", "git": "abc"}
+    out = Records(tmp_path / "tests.jsonl", run)
+    fields = {"value": 7, "n": 8, "tests": {"passed": 7, "failed": 1}}
+    out.append("bench", name="GPU tests", unit="passed", seconds=60.2, **fields)
+    errors = {"op": "wkv6", "dtype": "bfloat16", "values": 2e-3, "gradients": 3e-3, "n": 5}
+    out.append("bench", name="error of wkv6", unit="relative RMS", value=3e-3, **errors)
+    page = tables.page(tables.load(tmp_path))
+    assert "At abc: 7 passed, 1 failed in 60 s" in page
+    assert "| wkv6 | bfloat16 | 2e-03 | 3e-03 | 5 |" in page
