@@ -76,15 +76,16 @@ def test_decays_at_and_beyond_the_edge(backend, log_decay):
     assert_close(run(ssd, inputs, reset, grads, torch.float32, backend=backend), oracle, 1e-5)
 
 
-@pytest.mark.parametrize("total", [40.0, 42.0, 50.0, 59.0, 70.0])
+@pytest.mark.parametrize("total", [40.0, 42.0, 50.0, 59.0, 70.0, 85.0, 87.0, 120.0])
 @every_backend
 def test_decays_of_half_a_chunk_from_mild_to_strong(backend, total):
     """Two such halves meet between the middles of two chunks, and e^-88 is less than fp32 has."""
-    (x, dt, A, *rest), reset, grads = make(192, regime="trained", resets=False)
+    (x, dt, A, *rest), resets, grads = make(192, regime="trained")
     dt[:, :, 0] = -total / 32 / A[0]
     inputs = (x, dt, A, *rest)
-    oracle = run(ssd_reference, inputs, reset, grads)
-    assert_close(run(ssd, inputs, reset, grads, torch.float32, backend=backend), oracle, 1e-5)
+    for reset in (None, resets):
+        oracle = run(ssd_reference, inputs, reset, grads)
+        assert_close(run(ssd, inputs, reset, grads, torch.float32, backend=backend), oracle, 1e-5)
 
 
 @every_backend

@@ -1,8 +1,9 @@
 """SSD in chunks: matrix products inside a chunk, the recurrence only from chunk to chunk.
 
-Dao and Gu 2024, section 6. Mild decays take the fast form (`mild`), any others the one with a
-decay for every pair of tokens (`pairs`). The gradient is written by hand. Both are registered
-operators, opaque to `torch.compile`: compiled code computes what eager code does.
+Dao and Gu 2024, section 6. Decays that are mild over a chunk, a long one or a short one, take the
+fast form (`mild`), any others the one with a decay for every pair of tokens (`pairs`). The gradient
+is written by hand. Both are registered operators, opaque to `torch.compile`: compiled code computes
+what eager code does.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from groundthink.ops.fused import Operator, differentiable, full_precision, room
 from groundthink.ops.ssd import mild, pairs
-from groundthink.ops.ssd.layout import states_shape
+from groundthink.ops.ssd.layout import CHUNK, LONG, states_shape
 
 
 def ssd_chunked(
@@ -55,9 +56,12 @@ def _step(
 
 
 def _mild_exponents(dt: Tensor, A: Tensor, groups: int) -> Tensor | None:
-    """What `mild` needs of the decays; None if they are not mild."""
-    a = mild.exponents(dt, A, groups)
-    return a if a.abs().max() <= mild.LIMIT else None  # false for NaN
+    """What `mild` needs of the decays, for the longest chunks in which they are mild, or None."""
+    for longest in (LONG, CHUNK):
+        a = mild.exponents(dt, A, groups, longest)
+        if a.abs().max() <= mild.LIMIT:  # false for NaN
+            return a
+    return None
 
 
 def _forward(

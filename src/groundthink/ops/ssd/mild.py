@@ -12,6 +12,7 @@ the recurrence is products of whole chunks. Letters as in `layout`, and G = b c 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -20,49 +21,53 @@ from torch import Tensor
 
 from groundthink.ops.cuts import Cuts, clear, once
 from groundthink.ops.spans import spans
-from groundthink.ops.ssd.layout import by_group, chunks, tokens
+from groundthink.ops.ssd.layout import by_group, chunks, states_shape, tokens
 
 LIMIT = 43.0
 """Largest exponent: between the middles of two chunks lie two of them, and e^-86 is still a normal
 number of fp32."""
 
 
-def exponents(dt: Tensor, A: Tensor, groups: int) -> Tensor:
+def exponents(dt: Tensor, A: Tensor, groups: int, longest: int) -> Tensor:
     """Log decay from the middle of a chunk to before its first token, and to each [b c g r l+1]."""
-    log = chunks((dt * A)[..., None], groups)[..., 0].mT
+    log = chunks((dt * A)[..., None], groups, longest)[..., 0].mT
     sums = log.flatten(0, -2) @ spans(log, log.shape[-1]).mT
     return sums.view(*log.shape[:-1], -1)
 
 
 def forward(a, x, dt, A, B, C, D, state, reset) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, the state after, and for the gradient the states in the middles and y less its skip."""
+    """y, the state after, and for the gradient the states in the middles and y less its skip.
+
+    The states have room for the shortest chunks, whatever the length of these is.
+    """
     q = _prepare(a, x, dt, B, C, reset)
     writes = torch.bmm(q.z.mT, q.B)
     if q.cuts is not None:
         q.cuts.sum_again(writes, q.z, q.B, q.cuts.lost)
     writes = writes.view(*a.shape[:3], *writes.shape[1:]).mul_(q.outer[:, 1:])
-    states = torch.empty_like(writes)
+    kept = x.new_empty(states_shape(x, B))
+    states = _used(kept, a)
     final = torch.empty_like(by_group(state, B.shape[2]))
     steps = (t.unbind(1) for t in (writes, states, q.passed))
     torch.mul(by_group(state, B.shape[2]), q.outer[:, 0], out=states[:, 0])
-    for write, now, kept, then in zip(*steps, [*states.unbind(1)[1:], final], strict=True):
-        torch.addcmul(write, now, kept, out=then)
+    for write, now, passed, then in zip(*steps, [*states.unbind(1)[1:], final], strict=True):
+        torch.addcmul(write, now, passed, out=then)
     y = torch.bmm(q.C, states.flatten(0, 2).mT)
     if q.cuts is not None:
         clear(y, q.cuts.unseen)
     y = y.baddbmm_(q.CB, q.z).view(*q.scale.shape[:-1], -1)
     core = tokens(y.mul_(q.factor), x.shape[1]).contiguous()
     y = torch.addcmul(core, x, _skip(q.own, dt, D)[..., None])
-    return y, final.view(state.shape), states, core
+    return y, final.view(state.shape), kept, core
 
 
 def gradients(a, x, dt, A, B, C, D, reset, final, states, core, dy, dfinal) -> tuple[Tensor, ...]:
     """Of x, dt, A, B, C, D and the first state."""
-    q = _prepare(a, x, dt, B, C, reset)
-    groups, steps = B.shape[2], x.shape[1]
+    q, states = _prepare(a, x, dt, B, C, reset), _used(states, a)
+    groups, steps, length = B.shape[2], x.shape[1], a.shape[-1] - 1
     work = torch.empty_like(core)
     dy_core, dy_x = _dots(dy, core, work), _dots(dy, x, work)
-    dyc = (chunks(dy, groups) * q.factor).flatten(0, 2).flatten(2)
+    dyc = (chunks(dy, groups, length) * q.factor).flatten(0, 2).flatten(2)
     dstates = torch.bmm(dyc.mT, q.C)
     if q.cuts is not None:
         q.cuts.sum_again(dstates, dyc, q.C, q.cuts.unseen)
@@ -83,10 +88,10 @@ def gradients(a, x, dt, A, B, C, D, reset, final, states, core, dy, dfinal) -> t
     dC.baddbmm_(dCB, q.B)
     dz = dz.baddbmm_(q.CB.mT, dyc).view(*q.scale.shape[:-1], -1)
 
-    ddt = (
-        _dots(chunks(x, groups), dz, torch.empty_like(dz)).unsqueeze(-1).div_(q.factor)
-    )  # [b c g l r 1]
-    da = chunks(dy_core[..., None], groups) - ddt * chunks(dt[..., None], groups)
+    ddt = _dots(chunks(x, groups, length), dz, torch.empty_like(dz))
+    ddt = ddt.unsqueeze(-1).div_(q.factor)  # [b c g l r 1]
+    dy_core, by_chunk = (chunks(t[..., None], groups, length) for t in (dy_core, dt))
+    da = dy_core - ddt * by_chunk
     da = F.pad(da[..., 0].mT, (1, 0))
     da[..., 0] -= flux[:, :-1]
     da[..., -1] += flux[:, 1:]
@@ -133,8 +138,8 @@ class _Chunks(NamedTuple):
 
 
 def _prepare(a, x, dt, B, C, reset) -> _Chunks:
-    groups, steps = B.shape[2], x.shape[1]
-    x, dt, B, C = (chunks(t, groups) for t in (x, dt[..., None], B, C))
+    groups, steps, length = B.shape[2], x.shape[1], a.shape[-1] - 1
+    x, dt, B, C = (chunks(t, groups, length) for t in (x, dt[..., None], B, C))
     B, C = (t.flatten(0, 2).squeeze(2) for t in (B, C))
     factor = a[..., 1:].exp().mT[..., None]
     scale = dt / factor
@@ -145,7 +150,7 @@ def _prepare(a, x, dt, B, C, reset) -> _Chunks:
     outer = outer.exp_().repeat_interleave(x.shape[-1], -1)[..., None]
     passed, cuts = outer[:, 1:], None
     if reset is not None:
-        cuts = once(reset, ("ssd", groups), lambda: _cuts(reset, groups))
+        cuts = once(reset, ("ssd", groups, length), lambda: _cuts(reset, groups, length))
     if cuts is not None:
         passed = passed * cuts.whole
     CB.tril_(-1)
@@ -154,10 +159,16 @@ def _prepare(a, x, dt, B, C, reset) -> _Chunks:
     return _Chunks(z, B, C, CB, own, factor, scale, outer, passed, cuts)
 
 
-def _cuts(reset: Tensor, groups: int) -> Cuts | None:
+def _cuts(reset: Tensor, groups: int, length: int) -> Cuts | None:
     if not reset.any():
         return None
-    return Cuts.of(chunks(reset[..., None, None], 1)[:, :, 0, :, 0, 0], groups)
+    return Cuts.of(chunks(reset[..., None, None], 1, length)[:, :, 0, :, 0, 0], groups)
+
+
+def _used(states: Tensor, a: Tensor) -> Tensor:
+    """The part of the room for states that chunks of this length need [b c g rp n]."""
+    shape = *a.shape[:3], *states.shape[3:]
+    return states.flatten()[: math.prod(shape)].view(shape)
 
 
 def _carry_back(
