@@ -33,24 +33,27 @@ def test_kernels_equal_the_fp64_reference(shape, resets):
 
 
 @pytest.mark.usefixtures("interpreter")
-def test_kernels_in_half_precision():
-    kernel_laws.equals_the_reference(ddlerp, make(2, 9, 48, 32, HALF), HALF)
+@pytest.mark.parametrize("shape", [(2, 9, 48, 32), (5, 33, 128), (1, 520, 16, 40), (1, 9, 130, 5)])
+def test_kernels_in_half_precision(shape):
+    kernel_laws.equals_the_reference(ddlerp, make(*shape, dtype=HALF), HALF)
 
 
 @pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
 @pytest.mark.parametrize("at", [[0], [8], [3, 4, 5], list(range(9))])
-def test_resets_at_any_token(at):
-    *args, _ = make(2, 9, 16)
+def test_resets_at_any_token(at, dtype):
+    *args, _ = make(2, 9, 16, dtype=dtype)
     reset = torch.zeros(2, 9, dtype=torch.bool, device=DEVICE)
     reset[1, at] = True
-    kernel_laws.equals_the_reference(ddlerp, (*args, reset))
+    kernel_laws.equals_the_reference(ddlerp, (*args, reset), dtype)
 
 
 @pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
 @every_backend
-def test_nothing_passes_a_reset(backend):
+def test_nothing_passes_a_reset(backend, dtype):
     """NaN before a reset leaves values and input gradients after it alone."""
-    x, last, *weights, _ = make(1, 9, 16)
+    x, last, *weights, _ = make(1, 9, 16, dtype=dtype)
     reset = torch.zeros(1, 9, dtype=torch.bool, device=DEVICE)
     reset[0, 4] = True
     whole = ddlerp(x, last, *weights, reset, backend=backend)
@@ -82,8 +85,9 @@ def test_whole_equals_pieces_and_steps(backend, sizes):
 
 @pytest.mark.tiny
 @pytest.mark.usefixtures("interpreter")
-def test_kernels_repeat_bitwise_and_read_no_uninitialised_memory():
-    kernel_laws.repeats_bitwise(ddlerp, make(2, 33, 48))
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_kernels_repeat_bitwise_and_read_no_uninitialised_memory(dtype):
+    kernel_laws.repeats_bitwise(ddlerp, make(2, 33, 48, dtype=dtype))
 
 
 @pytest.mark.tiny
@@ -206,16 +210,18 @@ def test_misfits_are_named():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "shape", [(8, 1, 128, 32), (3, 1000, 192, 32), (16, 1024, 768, 32), (2, 512, 512, 64)]
+    "shape",
+    [(8, 1, 128), (64, 256, 128, 32), (3, 1000, 96, 32), (16, 1024, 768, 32), (2, 512, 512, 64)],
 )
 def test_bf16_on_the_gpu(shape):
-    args = make(*shape, torch.bfloat16)
+    args = make(*shape, dtype=torch.bfloat16)
     kernel_laws.equals_the_reference(ddlerp, args, torch.bfloat16)
     kernel_laws.repeats_bitwise(ddlerp, args)
 
 
 @pytest.mark.gpu
-def test_graph_capture_and_compilation_on_the_gpu():
-    args = make(4, 64, 192, 32, torch.bfloat16)
+@pytest.mark.parametrize("size", [128, 192])
+def test_graph_capture_and_compilation_on_the_gpu(size):
+    args = make(4, 64, size, 32, torch.bfloat16)
     kernel_laws.captures(ddlerp, args)
     kernel_laws.compiles(ddlerp, args)

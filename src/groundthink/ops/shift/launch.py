@@ -13,6 +13,7 @@ from groundthink.ops.fused import Operator, device_of, differentiable, flags, pr
 from groundthink.ops.linear.launch import outer
 from groundthink.ops.memory import stacked
 from groundthink.ops.shares import total
+from groundthink.ops.shift.narrow import launch as narrow
 from groundthink.ops.shift.triton import (
     _decay,
     _decay_backward,
@@ -47,9 +48,15 @@ def _run(
     maa: Tensor,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The five blends, the last token, and for the gradient the premix and its product with w1."""
+    """The five blends, the last token, and for the gradient the premix and its product with w1.
+
+    The narrow form keeps no premix.
+    """
     batch, steps, size = x.shape
     rank = w2.shape[1]
+    if narrow.fits(x, rank):
+        *blends, hidden = narrow.run(x, last, maa_x, w1, w2, maa, reset)
+        return *blends, x.new_empty(0), hidden
     x, last, n = x.contiguous(), last.contiguous(), batch * steps
     reset = flags(reset)
     mixed, first, final = torch.empty_like(x), torch.empty_like(x), torch.empty_like(last)
@@ -85,6 +92,9 @@ def _grad(
     """Gradients of x, last, maa_x and w1, and of [w2, maa] by rows [5 R + 5, C], in fp32."""
     batch, steps, size = x.shape
     rank = w2.shape[1]
+    if narrow.fits(x, rank):
+        grads = dfirst, drest, dfinal
+        return narrow.grad(x, last, maa_x, w1, w2, maa, reset, hidden, *grads)
     x, last, n = x.contiguous(), last.contiguous(), batch * steps
     reset = flags(reset)
     across, pad = triton.cdiv(size, COLUMNS), max(16, triton.next_power_of_2(rank))
@@ -112,7 +122,7 @@ def _grad(
         )  # fmt: skip
         dhidden = dhidden.sum(0) if wide > 1 else dhidden[0]
         dmixed = dhidden @ w1.to(x.dtype).t()
-        dw1 = mixed.view(n, size).t() @ dhidden
+        (dw1,) = outer([(mixed.view(n, size), dhidden)], w1.dtype)
         _shift_backward[(few, across)](
             x, last, maa_x, reset, direct, through, dmixed,
             None if dfinal is None else dfinal.contiguous(), dx, dlast, dmaa_x, n, steps,
@@ -122,7 +132,8 @@ def _grad(
 
 
 def _fake(x, last, maa_x, w1, w2, maa, reset):
-    first, final, mixed = x.new_empty(x.shape), last.new_empty(last.shape), x.new_empty(x.shape)
+    first, final = x.new_empty(x.shape), last.new_empty(last.shape)
+    mixed = x.new_empty(0 if narrow.fits(x, w2.shape[1]) else x.shape)
     hidden = x.new_empty(x.shape[0] * x.shape[1], w1.shape[1])
     return first, x.new_empty(4, *x.shape), final, mixed, hidden
 
@@ -130,7 +141,7 @@ def _fake(x, last, maa_x, w1, w2, maa, reset):
 def _fake_grad(x, last, maa_x, w1, w2, maa, reset, mixed, hidden, dfirst, drest, dfinal):
     dmaa_x = torch.empty(maa_x.shape, dtype=torch.float32, device=x.device)
     rows = torch.empty(w1.shape[1] + 5, x.shape[2], dtype=torch.float32, device=x.device)
-    dw1 = x.new_empty(w1.shape)
+    dw1 = w1.new_empty(w1.shape)
     return x.new_empty(x.shape), last.new_empty(last.shape), dmaa_x, dw1, rows
 
 
@@ -148,7 +159,7 @@ def _pull(ctx, dfirst, drest, dfinal, *_):
         dx,
         dlast,
         dmaa_x.to(maa_x.dtype),
-        dw1.to(w1.dtype),
+        dw1,
         dw2.view(w2.shape).to(w2.dtype),
         dmaa.to(maa.dtype),
         None,

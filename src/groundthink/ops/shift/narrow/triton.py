@@ -1,0 +1,229 @@
+"""The data-dependent token shift of narrow models as Triton kernels: all channels in a program.
+
+Forward one kernel does it all. Backward `_backward` goes once through the five gradients and
+leaves what reaches x directly and what reaches x through shift(x) - x; `_unshift` joins them.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from groundthink.ops.launching import kernel
+from groundthink.ops.shift.triton import _hidden, _tanh, _w2
+
+
+@triton.jit
+def _pair(
+    x_ptr,
+    last_ptr,
+    reset_ptr,
+    first,
+    n,
+    steps,
+    SIZE: tl.constexpr,
+    PAD: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """x and the token before it in the ROWS rows from `first` on, zeros where there is none."""
+    row = first + tl.arange(0, ROWS)[:, None]
+    channel = tl.arange(0, PAD)[None, :]
+    inside = (row < n) & (channel < SIZE)
+    at = x_ptr + row.to(tl.int64) * SIZE + channel
+    x = tl.load(at, inside, 0).to(tl.float32)
+    linked = row < n
+    if reset_ptr is not None:
+        linked = linked & (tl.load(reset_ptr + row, linked, 1) == 0)
+    starts = row % steps == 0
+    before = tl.load(at - SIZE, inside & linked & ~starts, 0).to(tl.float32)
+    if (first + steps - 1) // steps * steps < first + ROWS:  # a sequence starts here
+        old = last_ptr + (row // steps).to(tl.int64) * SIZE + channel
+        before += tl.load(old, inside & linked & starts, 0).to(tl.float32)
+    return x, before
+
+
+@triton.jit
+def _w1(ptr, q, SIZE: tl.constexpr, RANK: tl.constexpr, PAD: tl.constexpr, UNITS: tl.constexpr):
+    """The first low-rank matrix of blend q [PAD, UNITS]."""
+    channel = tl.arange(0, PAD)[:, None]
+    rank = tl.arange(0, UNITS)[None, :]
+    at = channel * (5 * RANK) + q * RANK + rank
+    return tl.load(ptr + at, (channel < SIZE) & (rank < RANK), 0)
+
+
+@triton.jit
+def _share(hidden, w2, maa_ptr, channel, q, SIZE: tl.constexpr):
+    maa = tl.load(maa_ptr + q * SIZE + channel, channel < SIZE, 0).to(tl.float32)
+    return tl.dot(hidden, w2) + maa
+
+
+@kernel(do_not_specialize=["n"])
+def _forward(
+    x_ptr,
+    last_ptr,
+    reset_ptr,
+    maa_x_ptr,
+    w1_ptr,
+    w2_ptr,
+    maa_ptr,
+    hidden_ptr,
+    first_ptr,
+    rest_ptr,
+    final_ptr,
+    n,
+    steps,
+    SIZE: tl.constexpr,
+    RANK: tl.constexpr,
+    PAD: tl.constexpr,
+    UNITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLENDS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    kind = x_ptr.dtype.element_ty
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    channel = tl.arange(0, PAD)[None, :]
+    inside = (row < n) & (channel < SIZE)
+    x, before = _pair(
+        x_ptr, last_ptr, reset_ptr, tl.program_id(0) * ROWS, n, steps, SIZE, PAD, ROWS
+    )
+    back = before - x
+    maa_x = tl.load(maa_x_ptr + channel, channel < SIZE, 0).to(tl.float32)
+    mixed = (x + back * maa_x).to(kind)
+    at = row.to(tl.int64) * SIZE + channel
+    rank = tl.arange(0, UNITS)[None, :]
+    unit = hidden_ptr + row.to(tl.int64) * (5 * RANK) + rank
+    some = tl.program_id(1) * BLENDS
+    for q in tl.range(some, some + BLENDS, num_stages=STAGES):
+        w1 = _w1(w1_ptr, q, SIZE, RANK, PAD, UNITS)
+        hidden = _tanh(tl.dot(mixed, w1.to(kind))).to(kind)
+        tl.store(unit + q * RANK, hidden, (row < n) & (rank < RANK))
+        w2 = _w2(w2_ptr, channel, q, SIZE, RANK, UNITS).to(kind)
+        out = x + back * _share(hidden, w2, maa_ptr, channel, q, SIZE)
+        if q == 0:
+            tl.store(first_ptr + at, out.to(kind), inside)
+        else:
+            tl.store(rest_ptr + (q - 1) * (n.to(tl.int64) * SIZE) + at, out.to(kind), inside)
+    if some == 0:
+        final = final_ptr + (row // steps).to(tl.int64) * SIZE + channel
+        tl.store(final, x.to(final_ptr.dtype.element_ty), inside & (row % steps == steps - 1))
+
+
+@kernel(do_not_specialize=["n"])
+def _backward(
+    x_ptr,
+    last_ptr,
+    reset_ptr,
+    maa_x_ptr,
+    w1_ptr,
+    w2_ptr,
+    maa_ptr,
+    hidden_ptr,
+    dfirst_ptr,
+    drest_ptr,
+    mixed_ptr,
+    dhidden_ptr,
+    direct_ptr,
+    through_ptr,
+    shares_ptr,
+    n,
+    steps,
+    SIZE: tl.constexpr,
+    RANK: tl.constexpr,
+    PAD: tl.constexpr,
+    UNITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Shares of the gradients of w2 [5 R, C], maa [5, C] and maa_x [C] in the rows of a program.
+
+    Later tiles of a program add to the shares that its first one has left.
+    """
+    kind = x_ptr.dtype.element_ty
+    channel = tl.arange(0, PAD)[None, :]
+    real = channel < SIZE
+    rank, line = tl.arange(0, UNITS), tl.arange(0, 16)[:, None]
+    ones = tl.full((16, ROWS), 1, kind)
+    plane = n.to(tl.int64) * SIZE
+    maa_x = tl.load(maa_x_ptr + channel, real, 0).to(tl.float32)
+    shares_ptr += tl.program_id(0).to(tl.int64) * ((5 * RANK + 6) * SIZE)
+    dw2_ptr = shares_ptr + rank[:, None] * SIZE + channel
+    dmaa_ptr = shares_ptr + 5 * RANK * SIZE + line * 0 + channel
+    for tile in range(tl.program_id(0), tl.cdiv(n, ROWS), tl.num_programs(0)):
+        again = tile + 0 * channel >= tl.num_programs(0)
+        row = tile * ROWS + tl.arange(0, ROWS)[:, None]
+        inside = (row < n) & real
+        at = row.to(tl.int64) * SIZE + channel
+        x, before = _pair(x_ptr, last_ptr, reset_ptr, tile * ROWS, n, steps, SIZE, PAD, ROWS)
+        back = before - x
+        tl.store(mixed_ptr + at, (x + back * maa_x).to(kind), inside)
+        direct = tl.zeros((ROWS, PAD), tl.float32)
+        through = tl.zeros((ROWS, PAD), tl.float32)
+        dmixed = tl.zeros((ROWS, PAD), tl.float32)
+        for q in tl.range(0, 5, num_stages=STAGES):
+            dout_ptr = dfirst_ptr
+            if q > 0:
+                dout_ptr = drest_ptr + (q - 1) * plane
+            dout_ptr = tl.multiple_of(dout_ptr, 16)
+            dout = tl.load(dout_ptr + at, inside, 0).to(tl.float32)
+            hidden = _hidden(hidden_ptr, row, n, q, RANK, UNITS)
+            w2 = _w2(w2_ptr, channel, q, SIZE, RANK, UNITS).to(kind)
+            through += dout * _share(hidden, w2, maa_ptr, channel, q, SIZE)
+            direct += dout
+            dshare = (dout * back).to(kind)
+            low = (rank < RANK)[:, None] & real
+            dw2 = tl.load(dw2_ptr + q * RANK * SIZE, low & again, 0)
+            dw2 = tl.dot(tl.trans(hidden), dshare, dw2)
+            tl.store(dw2_ptr + q * RANK * SIZE, dw2, low)
+            top = (line == 0) & real
+            dmaa = tl.dot(ones, dshare, tl.load(dmaa_ptr + q * SIZE, top & again, 0))
+            tl.store(dmaa_ptr + q * SIZE, dmaa, top)
+            dhidden = tl.dot(dshare, tl.trans(w2))
+            activation = hidden.to(tl.float32)
+            dhidden = (dhidden * (1 - activation * activation)).to(kind)
+            unit = dhidden_ptr + row.to(tl.int64) * (5 * RANK) + q * RANK + rank[None, :]
+            tl.store(unit, dhidden, (row < n) & (rank < RANK)[None, :])
+            w1 = _w1(w1_ptr, q, SIZE, RANK, PAD, UNITS).to(kind)
+            dmixed = tl.dot(dhidden, tl.trans(w1), dmixed)
+        tl.store(direct_ptr + at, (direct + dmixed).to(kind), inside)
+        tl.store(through_ptr + at, (through + dmixed * maa_x).to(kind), inside)
+        dmaa_x_ptr = shares_ptr + (5 * RANK + 5) * SIZE + channel
+        dmaa_x = tl.load(dmaa_x_ptr, real & again, 0) + tl.sum(dmixed * back, axis=0)[None, :]
+        tl.store(dmaa_x_ptr, dmaa_x, real)
+        tl.debug_barrier()  # the next tile reads what other threads of this one have written
+
+
+@kernel(do_not_specialize=["n"])
+def _unshift(
+    reset_ptr,
+    direct_ptr,
+    through_ptr,
+    dfinal_ptr,
+    dx_ptr,
+    dlast_ptr,
+    n,
+    steps,
+    SIZE: tl.constexpr,
+    PAD: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """direct - through, and what the token after it has through this one."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    channel = tl.arange(0, PAD)[None, :]
+    inside = (row < n) & (channel < SIZE)
+    at = row.to(tl.int64) * SIZE + channel
+    through = tl.load(through_ptr + at, inside, 0).to(tl.float32)
+    dx = tl.load(direct_ptr + at, inside, 0).to(tl.float32) - through
+    place = row % steps
+    after = inside & (place != steps - 1)
+    linked = inside & (place == 0)
+    if reset_ptr is not None:
+        after = after & (tl.load(reset_ptr + row + 1, row + 1 < n, 1) == 0)
+        linked = linked & (tl.load(reset_ptr + row, row < n, 1) == 0)
+    dx += tl.load(through_ptr + at + SIZE, after, 0).to(tl.float32)
+    sequence = (row // steps).to(tl.int64) * SIZE + channel
+    if dfinal_ptr is not None:
+        dx += tl.load(dfinal_ptr + sequence, inside & (place == steps - 1), 0).to(tl.float32)
+    tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), inside)
+    dlast = tl.where(linked, through, 0.0).to(dlast_ptr.dtype.element_ty)
+    tl.store(dlast_ptr + sequence, dlast, inside & (place == 0))
