@@ -17,10 +17,12 @@ from torch import Tensor
 from groundthink.errors import UserError
 from groundthink.ops.fused import Operator, after, device_of, differentiable
 from groundthink.ops.shares import total
-from groundthink.ops.ssd.triton import _between, _forward, _scan, _step, _within
+from groundthink.ops.ssd.triton import _between, _output, _scan, _step, _within
 
 PROGRAMS = 384
 """Programs that fill the machine; sequences are cut into segments until there are so many."""
+OUTPUTS = 1024
+"""Programs of the output, at least, where there are so many chunks and heads."""
 CELLS = 8192
 """Of the state, that a program keeps in registers from chunk to chunk."""
 SHORTEST = 8
@@ -68,6 +70,8 @@ class _Plan(NamedTuple):
     """The same for kernels that take some columns of the state in a program."""
     grid: tuple[int, int, int]
     """Of those kernels: heads, segments, columns."""
+    share: int
+    """Heads that a program of the output takes a chunk through."""
 
     @classmethod
     def of(cls, x: Tensor, B: Tensor, reset: Tensor | None) -> _Plan:
@@ -92,7 +96,16 @@ def _plan(b: int, t: int, h: int, p: int, g: int, n: int, dtype: torch.dtype, re
         "R": h // g, "P": p, "N": n, "BP": width, "BN": height, "L": _length(dtype),
         "RESETS": resets, "EXACT": dtype == torch.float32,
     }  # fmt: skip
-    return _Plan(chunks, segment, segments, meta, meta | {"BP": tile}, (b * h, segments, columns))
+    grid = b * h, segments, columns
+    return _Plan(
+        chunks, segment, segments, meta, meta | {"BP": tile}, grid, _share(b * chunks, h, g)
+    )
+
+
+def _share(chunks: int, heads: int, groups: int) -> int:
+    """The most heads of a group whose programs are still `OUTPUTS`."""
+    shares = [r for r in range(1, heads // groups + 1) if heads // groups % r == 0]
+    return max(r for r in shares if r == 1 or chunks * heads // r >= OUTPUTS)
 
 
 def _tuned(warps: int, stages: int) -> dict:
@@ -100,8 +113,8 @@ def _tuned(warps: int, stages: int) -> dict:
 
 
 TUNING = {
-    ("forward", False): _tuned(4, 1),
-    ("forward", True): _tuned(4, 1),
+    ("output", False): _tuned(4, 2),
+    ("output", True): _tuned(4, 2),
     ("scan", False): _tuned(4, 3),
     ("scan", True): _tuned(4, 3),
     ("between", False): _tuned(4, 3),
@@ -165,16 +178,21 @@ def _launch_forward(
         _launch_step(x, dt, A, B, C, D, state, reset, y, last)
         return y, last, x.new_empty(0)
     plan = _Plan.of(x, B, reset)
-    states = x.new_empty((b, plan.chunks, h, n, p) if keep else 0)
+    states = x.new_empty(b, plan.chunks, h, n, p)
     ends, kept = _launch_summaries(plan, x, B, dt, A, reset, back=False)
-    strides = *x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3]
-    _forward[plan.grid](
-        x, dt, A, B, C, D, reset, state, ends, kept, y, states, last,
-        *strides, t, h, plan.chunks, plan.segment,
-        **plan.split, FIRST=state is not None, CUT=plan.segments > 1, SKIP=D is not None, KEEP=keep,
-        **plan.tuning("forward"),
+    _scan[plan.grid](
+        x, B, dt, A, reset, state, ends, kept, states, last,
+        *x.stride()[:3], *B.stride()[:3], *dt.stride(), t, h, plan.chunks, plan.segment,
+        **plan.split, BACK=False, SUMMARY=False, FIRST=state is not None, CUT=plan.segments > 1,
+        LAST=True, **plan.tuning("scan"),
     )  # fmt: skip
-    return y, last, states
+    _output[b * plan.chunks, h // plan.share](
+        x, dt, A, B, C, D, reset, states, y,
+        *x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3],
+        t, h, plan.chunks, plan.share,
+        **plan.meta, SKIP=D is not None, **plan.tuning("output"),
+    )  # fmt: skip
+    return y, last, states if keep else x.new_empty(0)
 
 
 def _launch_step(x, dt, A, B, C, D, state, reset, y, last):

@@ -1,10 +1,12 @@
-"""SSD on a GPU: Triton kernels that keep the state in registers, and their gradient.
+"""SSD on a GPU: Triton kernels for the recurrence over chunks and for what is inside of them.
 
 The mathematics is that of `chunked`: matrix products inside a chunk, a recurrence from chunk to
-chunk. Forward is one pass (`_forward`). Backward carries the gradient of the state back through
-the chunks (`_scan`); then every chunk is on its own, and one program takes it through all heads
-that share B and C, so that no share of a head in their gradients is ever stored: once for what
-passes between chunks (`_between`), once for what stays within (`_within`).
+chunk. A light pass carries the state through the chunks (`_scan`); then every chunk is on its own,
+and a program takes it through heads that share B and C (`_output`), so that their product is
+formed once. Backward carries the gradient of the state back through the chunks in the same way; a
+program then takes a chunk through all heads of a group, so that no share of a head in the gradients
+of B and C is ever stored: once for what passes between chunks (`_between`), once for what stays
+within (`_within`).
 Where batch and heads are too few to fill the machine the sequence is cut into segments, and
 `_scan` first sums up what each of them adds to the state and keeps of it.
 
@@ -64,22 +66,21 @@ def _decay(
 
 
 @triton.jit
-def _pairs(
-    s, t, s_whole, t_whole, s_rest, t_rest, s_document, t_document,
-    RESETS: tl.constexpr, EXACT: tl.constexpr, AGAIN: tl.constexpr,
+def _kept(
+    s_whole, t_whole, s_rest, t_rest, s_document, t_document,
+    RESETS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """The decay from token s to token t, 0 where t cannot read s.
+    """What the decay from token s to token t keeps; of no meaning, but at most 1, for t before s.
 
-    AGAIN writes the same in another way: the compiler then computes it again when it is needed
-    again, where it would have kept a matrix in registers and others out of them.
+    So products with it are taken with a matrix that is 0 there, and no mask is needed per head.
     """
-    reads = s <= t
-    if RESETS:
-        reads = reads & (s_document == t_document)
-    log = -(s_whole - t_whole) if AGAIN else t_whole - s_whole
+    log = t_whole - s_whole
     if EXACT:
         log += t_rest - s_rest
-    return tl.exp2(tl.where(reads, log, float("-inf")))
+    kept = tl.exp2(tl.minimum(log, 0.0))
+    if RESETS:
+        kept = tl.where(s_document == t_document, kept, 0.0)
+    return kept
 
 
 @triton.jit
@@ -165,65 +166,87 @@ def _scan(
             tl.store(here, state, mask=ok)
 
 
-@kernel(do_not_specialize=["T", "chunks", "segment"])
-def _forward(
-    x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, reset_ptr, first_ptr, ends_ptr, kept_ptr,
-    y_ptr, states_ptr, last_ptr,
-    x_b, x_t, x_h, dt_b, dt_t, dt_h, B_b, B_t, B_g, C_b, C_t, C_g, T, H, chunks, segment,
-    R: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
-    L: tl.constexpr, RESETS: tl.constexpr, EXACT: tl.constexpr, FIRST: tl.constexpr,
-    CUT: tl.constexpr, SKIP: tl.constexpr, KEEP: tl.constexpr,
+@triton.jit
+def _chunk(
+    x_ptr, dt_ptr, B_ptr, C_ptr, reset_ptr,
+    x_b, x_t, dt_b, dt_t, B_b, B_t, B_g, C_b, C_t, C_g, T, H, chunks, g,
+    P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, L: tl.constexpr,
+    RESETS: tl.constexpr,
 ):  # fmt: skip
-    """y and the states, chunk by chunk, over one segment of a head."""
-    h, b, order = tl.program_id(0) % H, (tl.program_id(0) // H).to(tl.int64), tl.program_id(1)
-    p = tl.program_id(2) * BP + tl.arange(0, BP)
-    n, l = tl.arange(0, BN), tl.arange(0, L)
-    ok = (n < N)[:, None] & (p < P)[None, :]
-    cell = n[:, None] * P + p[None, :]
-    x_cell, y_cell = l[:, None] * x_t + p[None, :], l[:, None] * (H * P) + p[None, :]
-    B_cell, C_cell = l[:, None] * B_t + n[None, :], l[:, None] * C_t + n[None, :]
-    x_ptr += b * x_b + h * x_h
-    dt_ptr += b * dt_b + h * dt_h
-    B_ptr += b * B_b + (h // R) * B_g
-    C_ptr += b * C_b + (h // R) * C_g
-    y_ptr += (b * T * H + h) * P
+    """What the programs of a chunk of group g start from.
+
+    Returns the pointers to x, dt and resets at the chunk; B and C; where in x, in tensors like y
+    and in a state the elements of a tile lie, and which of them there are; its tokens, how many
+    there are, the first of them and the chunk as rows of [B T] and [B chunks].
+    """
+    c, b = (tl.program_id(0) % chunks).to(tl.int64), (tl.program_id(0) // chunks).to(tl.int64)
+    p, n, l = tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, L)
+    left = T - c * L
+    token, chunk = b * T + c * L, b * chunks + c
+    x_ptr += b * x_b + c * L * x_t
+    dt_ptr += b * dt_b + c * L * dt_t
     if RESETS:
-        reset_ptr += b * T
-    row, segments = b * H + h, tl.num_programs(1)
-    A = tl.load(A_ptr + h)
-    state = _carried(first_ptr, ends_ptr, kept_ptr, row, order, segments, n, p, N, P, FIRST, CUT)
-    last = tl.minimum((order + 1) * segment, chunks)
-    for i in tl.range(order * segment, last, disable_licm=True):
-        c = tl.cast(tl.minimum(i, chunks - 1), tl.int64)
-        left = T - c * L
-        inside = (l < left)[:, None]
-        x_in, n_in = inside & (p < P)[None, :], inside & (n < N)[None, :]
-        B = tl.load(B_ptr + c * L * B_t + B_cell, mask=n_in, other=0.0)
-        C = tl.load(C_ptr + c * L * C_t + C_cell, mask=n_in, other=0.0)
-        x = tl.load(x_ptr + c * L * x_t + x_cell, mask=x_in, other=0.0)
-        dt, whole, rest, document, start, end, through = _decay(
-            dt_ptr + c * L * dt_t, dt_t, A, reset_ptr, c * L, l, left, RESETS, EXACT
+        reset_ptr += token
+    x_in, n_in = (l < left)[:, None] & (p < P)[None, :], (l < left)[:, None] & (n < N)[None, :]
+    B_ptr += b * B_b + c * L * B_t + g * B_g
+    C_ptr += b * C_b + c * L * C_t + g * C_g
+    B = tl.load(B_ptr + l[:, None] * B_t + n[None, :], mask=n_in, other=0.0)
+    C = tl.load(C_ptr + l[:, None] * C_t + n[None, :], mask=n_in, other=0.0)
+    x_cell, y_cell = l[:, None] * x_t + p[None, :], l[:, None] * (H * P) + p[None, :]
+    cell, ok = n[:, None] * P + p[None, :], (n < N)[:, None] & (p < P)[None, :]
+    return (
+        x_ptr,
+        dt_ptr,
+        reset_ptr,
+        B,
+        C,
+        x_cell,
+        y_cell,
+        cell,
+        x_in,
+        n_in,
+        ok,
+        l,
+        left,
+        token,
+        chunk,
+    )
+
+
+@kernel(do_not_specialize=["T", "chunks", "share"])
+def _output(
+    x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, reset_ptr, states_ptr, y_ptr,
+    x_b, x_t, x_h, dt_b, dt_t, dt_h, B_b, B_t, B_g, C_b, C_t, C_g, T, H, chunks, share,
+    R: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+    L: tl.constexpr, RESETS: tl.constexpr, EXACT: tl.constexpr, SKIP: tl.constexpr,
+):  # fmt: skip
+    """y of one chunk, for `share` of the heads of a group."""
+    (
+        x_ptr, dt_ptr, reset_ptr, B, C, x_cell, y_cell, cell, x_in, n_in, ok, l, left, token, chunk,
+    ) = _chunk(
+        x_ptr, dt_ptr, B_ptr, C_ptr, reset_ptr,
+        x_b, x_t, dt_b, dt_t, B_b, B_t, B_g, C_b, C_t, C_g, T, H, chunks,
+        tl.program_id(1) * share // R, P, N, BP, BN, L, RESETS,
+    )  # fmt: skip
+    CB = tl.dot(C, tl.trans(B), input_precision="ieee")
+    CB = tl.where(l[None, :] <= l[:, None], CB, 0.0)
+    for r in tl.range(0, share, disable_licm=True):
+        h = tl.minimum(tl.program_id(1) * share + r, H - 1)  # see _between
+        A = tl.load(A_ptr + h)
+        x = tl.load(x_ptr + h * x_h + x_cell, mask=x_in, other=0.0)
+        state = tl.load(states_ptr + (chunk * H + h) * (N * P) + cell, mask=ok, other=0.0)
+        dt, whole, rest, document, start, _, _ = _decay(
+            dt_ptr + h * dt_h, dt_t, A, reset_ptr, 0, l, left, RESETS, EXACT
         )
-        pairs = tl.dot(C, tl.trans(B), input_precision="ieee") * _pairs(
-            l[None, :], l[:, None], whole[None, :], whole[:, None], rest[None, :], rest[:, None],
-            document[None, :], document[:, None], RESETS, EXACT, False,
+        y = tl.dot(C, state, input_precision="ieee") * start[:, None]
+        pairs = CB * _kept(
+            whole[None, :], whole[:, None], rest[None, :], rest[:, None],
+            document[None, :], document[:, None], RESETS, EXACT,
         )  # fmt: skip
-        x_full = x.to(tl.float32)
-        x_dt = x_full * dt[:, None]
-        rounded = state.to(x.dtype)
-        if KEEP:
-            here = states_ptr + ((b * chunks + c) * H + h) * (N * P) + cell
-            tl.store(here, rounded, mask=ok)
-        y = tl.dot(C, rounded, input_precision="ieee") * start[:, None]
-        y = tl.dot(pairs.to(x.dtype), x_dt.to(x.dtype), y, input_precision="ieee")
+        y = tl.dot((pairs * dt[None, :]).to(x.dtype), x, y, input_precision="ieee")
         if SKIP:
-            y += tl.load(D_ptr + h) * x_full
-        tl.store(y_ptr + c * L * (H * P) + y_cell, y.to(x.dtype), mask=x_in)
-        x_end = (x_dt * end[:, None]).to(x.dtype)
-        state = tl.dot(tl.trans(B), x_end, state * through, input_precision="ieee")
-    if order == segments - 1:
-        here = last_ptr + row * (N * P) + p[None, :] * N + n[:, None]
-        tl.store(here, state, mask=ok)
+            y += tl.load(D_ptr + h) * x.to(tl.float32)
+        tl.store(y_ptr + (token * H + h) * P + y_cell, y.to(y_ptr.dtype.element_ty), mask=x_in)
 
 
 @kernel(do_not_specialize=["T", "chunks"])
@@ -234,42 +257,31 @@ def _between(
     R: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
     L: tl.constexpr, RESETS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """What the states between chunks give to the gradients of dt, A, B and C.
+    """What the states around a chunk give to the gradients of dt, A, B and C; and that of D.
 
     For one chunk and the heads of a group.
     """
-    c, b = (tl.program_id(0) % chunks).to(tl.int64), (tl.program_id(0) // chunks).to(tl.int64)
+    (
+        x_ptr, dt_ptr, reset_ptr, B, C, x_cell, y_cell, cell, x_in, n_in, ok, l, left, token, chunk,
+    ) = _chunk(
+        x_ptr, dt_ptr, B_ptr, C_ptr, reset_ptr,
+        x_b, x_t, dt_b, dt_t, B_b, B_t, B_g, C_b, C_t, C_g, T, H, chunks,
+        tl.program_id(1), P, N, BP, BN, L, RESETS,
+    )  # fmt: skip
     g, G = tl.program_id(1), tl.num_programs(1)
-    p, n, l = tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, L)
-    left = T - c * L
-    inside = (l < left)[:, None]
-    x_in, n_in = inside & (p < P)[None, :], inside & (n < N)[None, :]
-    ok = (n < N)[:, None] & (p < P)[None, :]
-    cell = n[:, None] * P + p[None, :]
-    x_cell, y_cell = l[:, None] * x_t + p[None, :], l[:, None] * (H * P) + p[None, :]
-    first = b * T + c * L
-    x_ptr += b * x_b + c * L * x_t
-    dt_ptr += b * dt_b + c * L * dt_t
-    if RESETS:
-        reset_ptr += first
-    B_ptr += b * B_b + c * L * B_t + g * B_g
-    C_ptr += b * C_b + c * L * C_t + g * C_g
-    B = tl.load(B_ptr + l[:, None] * B_t + n[None, :], mask=n_in, other=0.0)
-    C = tl.load(C_ptr + l[:, None] * C_t + n[None, :], mask=n_in, other=0.0)
     dB = tl.zeros((L, BN), tl.float32)
     dC = tl.zeros((L, BN), tl.float32)
     for r in tl.range(0, R, disable_licm=True):
         h = tl.minimum(g * R + r, H - 1)  # hides from the compiler that pointers move evenly
         A = tl.load(A_ptr + h)
         x = tl.load(x_ptr + h * x_h + x_cell, mask=x_in, other=0.0)
-        dy = tl.load(dy_ptr + (first * H + h) * P + y_cell, mask=x_in, other=0.0)
-        here = ((b * chunks + c) * H + h) * (N * P)
+        dy = tl.load(dy_ptr + (token * H + h) * P + y_cell, mask=x_in, other=0.0)
+        here = (chunk * H + h) * (N * P)
         state = tl.load(states_ptr + here + cell, mask=ok, other=0.0)
         dstate = tl.load(dstates_ptr + here + cell, mask=ok, other=0.0)
         dt, _, _, _, start, end, through = _decay(
             dt_ptr + h * dt_h, dt_t, A, reset_ptr, 0, l, left, RESETS, EXACT
         )
-        kept = tl.sum(state.to(tl.float32) * dstate.to(tl.float32)) * through
         x_full, dy_full = x.to(tl.float32), dy.to(tl.float32)
         writes = tl.dot(B, dstate, input_precision="ieee")
         writes = tl.sum(writes * x_full, 1) * end
@@ -279,14 +291,17 @@ def _between(
         reads = tl.sum(reads * dy_full, 1) * start
         dy_start = (dy_full * start[:, None]).to(x.dtype)
         dC = tl.dot(dy_start, tl.trans(state), dC, input_precision="ieee")
+        kept = tl.sum(state.to(tl.float32) * dstate.to(tl.float32)) * through
 
         # What decays across a token: the state before the chunk, read from it on; what earlier
         # tokens left in the state after; and what is kept of the state before.
         behind = writes * dt
         dlog = tl.cumsum(reads, 0, reverse=True) + (tl.cumsum(behind, 0) - behind) + kept
-        tl.store(ddt_ptr + first * H + h + l * H, writes + dlog * A, mask=l < left)
-        tl.store(sums_ptr + (b * chunks + c) * (2 * H) + h, tl.sum(dlog * dt))
-    n_here = (first * G + g) * N + l[:, None] * (G * N) + n[None, :]
+        tl.store(ddt_ptr + (token + l) * H + h, writes + dlog * A, mask=l < left)
+        sums = sums_ptr + chunk * 2 * H + h
+        tl.store(sums, tl.sum(dlog * dt))
+        tl.store(sums + H, tl.sum(x_full * dy_full))
+    n_here = (token * G + g) * N + l[:, None] * (G * N) + tl.arange(0, BN)[None, :]
     tl.store(dB_ptr + n_here, dB, mask=n_in)
     tl.store(dC_ptr + n_here, dC, mask=n_in)
 
@@ -304,69 +319,53 @@ def _within(
 
     For one chunk and the heads of a group. Matrices over pairs of tokens are [s, t]: t reads s.
     """
-    c, b = (tl.program_id(0) % chunks).to(tl.int64), (tl.program_id(0) // chunks).to(tl.int64)
+    (
+        x_ptr, dt_ptr, reset_ptr, B, C, x_cell, y_cell, cell, x_in, n_in, ok, l, left, token, chunk,
+    ) = _chunk(
+        x_ptr, dt_ptr, B_ptr, C_ptr, reset_ptr,
+        x_b, x_t, dt_b, dt_t, B_b, B_t, B_g, C_b, C_t, C_g, T, H, chunks,
+        tl.program_id(1), P, N, BP, BN, L, RESETS,
+    )  # fmt: skip
     g, G = tl.program_id(1), tl.num_programs(1)
-    p, n, l = tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, L)
-    left = T - c * L
-    inside = (l < left)[:, None]
-    x_in, n_in = inside & (p < P)[None, :], inside & (n < N)[None, :]
-    ok = (n < N)[:, None] & (p < P)[None, :]
-    cell = n[:, None] * P + p[None, :]
-    x_cell, y_cell = l[:, None] * x_t + p[None, :], l[:, None] * (H * P) + p[None, :]
-    first = b * T + c * L
-    x_ptr += b * x_b + c * L * x_t
-    dt_ptr += b * dt_b + c * L * dt_t
-    if RESETS:
-        reset_ptr += first
-    B_ptr += b * B_b + c * L * B_t + g * B_g
-    C_ptr += b * C_b + c * L * C_t + g * C_g
-    B = tl.load(B_ptr + l[:, None] * B_t + n[None, :], mask=n_in, other=0.0)
-    C = tl.load(C_ptr + l[:, None] * C_t + n[None, :], mask=n_in, other=0.0)
-    BC = tl.dot(B, tl.trans(C), input_precision="ieee")
+    across = l[:, None] <= l[None, :]  # of a decay and a later token
+    BC = tl.where(across, tl.dot(B, tl.trans(C), input_precision="ieee"), 0.0)
     wide: tl.constexpr = tl.bfloat16 if B.dtype == tl.bfloat16 else tl.float32  # for sums
-    across = (l[:, None] <= l[None, :]).to(wide)  # of a decay and a later token
     dBC = tl.zeros((L, L), tl.float32)
     for r in tl.range(0, R, disable_licm=True):
-        h = tl.minimum(g * R + r, H - 1)  # hides from the compiler that pointers move evenly
+        h = tl.minimum(g * R + r, H - 1)  # see _between
         A = tl.load(A_ptr + h)
         x = tl.load(x_ptr + h * x_h + x_cell, mask=x_in, other=0.0)
-        dy = tl.load(dy_ptr + (first * H + h) * P + y_cell, mask=x_in, other=0.0)
-        here = ((b * chunks + c) * H + h) * (N * P)
-        dstate = tl.load(dstates_ptr + here + cell, mask=ok, other=0.0)
+        dy = tl.load(dy_ptr + (token * H + h) * P + y_cell, mask=x_in, other=0.0)
+        dstate = tl.load(dstates_ptr + (chunk * H + h) * (N * P) + cell, mask=ok, other=0.0)
+        here = (token + l) * H + h
         dt, whole, rest, document, _, end, _ = _decay(
             dt_ptr + h * dt_h, dt_t, A, reset_ptr, 0, l, left, RESETS, EXACT
         )
-        sums = sums_ptr + (b * chunks + c) * (2 * H) + h
-        pairs = BC * _pairs(
-            l[:, None], l[None, :], whole[:, None], whole[None, :], rest[:, None], rest[None, :],
-            document[:, None], document[None, :], RESETS, EXACT, False,
+        dpairs = tl.dot(x, tl.trans(dy), input_precision="ieee")
+        kept = _kept(
+            whole[:, None], whole[None, :], rest[:, None], rest[None, :],
+            document[:, None], document[None, :], RESETS, EXACT,
         )  # fmt: skip
+        pairs = BC * kept
+        dBC += dpairs * (kept * dt[:, None])
+        passed = dpairs * pairs
+        given = tl.sum(passed, 1)
+        # What decays across a token: what earlier tokens gave to it and to later ones.
+        crossings = tl.trans((passed * dt[:, None]).to(wide))
+        crossings = tl.dot(across.to(wide), crossings, input_precision=SUMS)
+        crossings = tl.sum(tl.where(l[None, :] < l[:, None], crossings, 0.0), 1)
         dx = tl.dot(B, dstate, input_precision="ieee") * end[:, None]
         dx = tl.dot(pairs.to(x.dtype), dy, dx, input_precision="ieee") * dt[:, None]
         if SKIP:
             dx += tl.load(D_ptr + h) * dy.to(tl.float32)
-        tl.store(dx_ptr + (first * H + h) * P + y_cell, dx.to(dx_ptr.dtype.element_ty), mask=x_in)
-
-        dpairs = tl.dot(x, tl.trans(dy), input_precision="ieee")
-        if SKIP:
-            tl.store(sums + H, tl.sum(tl.where(l[:, None] == l[None, :], dpairs, 0.0)))
-        dpairs *= _pairs(
-            l[:, None], l[None, :], whole[:, None], whole[None, :], rest[:, None], rest[None, :],
-            document[:, None], document[None, :], RESETS, EXACT, True,
-        )  # fmt: skip
-        dBC += dpairs * dt[:, None]
-        dpairs *= BC
-        ddt = tl.sum(dpairs, 1)
-        # What decays across a token: what earlier tokens gave to it and to later ones.
-        dpairs = (dpairs * dt[:, None]).to(across.dtype)
-        crossings = tl.dot(across, tl.trans(dpairs), input_precision=SUMS)
-        dlog = tl.sum(tl.where(l[None, :] < l[:, None], crossings, 0.0), 1)
-        ddt_here = first * H + h + l * H
-        ddt += dlog * A + tl.load(ddt_between_ptr + ddt_here, mask=l < left, other=0.0)
-        tl.store(ddt_ptr + ddt_here, ddt.to(ddt_ptr.dtype.element_ty), mask=l < left)
-        tl.store(sums, tl.load(sums) + tl.sum(dlog * dt))
-    n_here = (first * G + g) * N + l[:, None] * (G * N) + n[None, :]
-    dBC = dBC.to(B.dtype)
+        tl.store(dx_ptr + (token * H + h) * P + y_cell, dx.to(dx_ptr.dtype.element_ty), mask=x_in)
+        given += tl.load(ddt_between_ptr + here, mask=l < left, other=0.0)
+        ddt = given + crossings * A
+        tl.store(ddt_ptr + here, ddt.to(ddt_ptr.dtype.element_ty), mask=l < left)
+        sums = sums_ptr + chunk * 2 * H + h
+        tl.store(sums, tl.load(sums) + tl.sum(crossings * dt))
+    n_here = (token * G + g) * N + l[:, None] * (G * N) + tl.arange(0, BN)[None, :]
+    dBC = tl.where(across, dBC, 0.0).to(B.dtype)
     dB = tl.dot(dBC, C, input_precision="ieee")
     dB += tl.load(dB_between_ptr + n_here, mask=n_in, other=0.0)
     tl.store(dB_ptr + n_here, dB.to(dB_ptr.dtype.element_ty), mask=n_in)
