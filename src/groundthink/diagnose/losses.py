@@ -19,8 +19,9 @@ def token_losses(model: LanguageModel, features: Tensor, targets: Tensor) -> Ten
     """Loss of every token in nats [B, T], from what the head reads [B, T, C]."""
     pieces = []
     for x, y in zip(features.split(PIECE, 1), targets.split(PIECE, 1), strict=True):
-        logits = model.head(x).float().transpose(1, 2)
-        pieces.append(F.cross_entropy(logits, y, reduction="none"))
+        logits = model.head(x).float().flatten(0, 1)
+        losses = F.cross_entropy(logits, y.flatten(), reduction="none")
+        pieces.append(losses.view(y.shape))
     return torch.cat(pieces, 1)
 
 

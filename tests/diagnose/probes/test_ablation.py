@@ -6,9 +6,9 @@ import pytest
 import torch
 from toys import randomized, small
 
+from groundthink.diagnose.probes import ablation
 from groundthink.diagnose.probes.ablation import MIXERS, SITES, Cut, ablated
 from groundthink.errors import UserError
-from groundthink.layers.state import State
 from groundthink.models.build import build
 
 AT = 11
@@ -25,9 +25,11 @@ def branches_of(model) -> list[str]:
 
 
 @torch.no_grad()
-def logits(model, *cuts: Cut) -> torch.Tensor:
+def logits(model, *cuts: Cut, after: int = 0) -> torch.Tensor:
+    """Of the tokens that follow the first ones, which are read with no cut."""
+    state = model(TOKENS[:, :after])[1] if after else None
     with ablated(model, *cuts):
-        return model(TOKENS)[0]
+        return model(TOKENS[:, after:], state)[0]
 
 
 def itself(_, part):
@@ -41,10 +43,11 @@ def test_a_part_replaced_by_itself_changes_no_bit_and_by_nothing_changes_all(var
     torch.testing.assert_close(whole, model(TOKENS)[0])
     for branch in branches_of(model):
         for site in SITES if branch != "attention" else ("output", "memory"):
-            if site != "memory":
-                assert torch.equal(logits(model, Cut(branch, site, itself)), whole)
-            change = (logits(model, Cut(branch, site, at=AT)) - whole).abs().amax(-1)
-            first = {"output": 0, "read": 1, "memory": AT}[site]
+            after = AT if site == "memory" else 0
+            whole = logits(model, after=after)
+            assert torch.equal(logits(model, Cut(branch, site, itself), after=after), whole)
+            change = (logits(model, Cut(branch, site), after=after) - whole).abs().amax(-1)
+            first = 1 if site == "read" else 0
             assert change[:, first:].min() > 1e-4
             assert change[:, :first].sum() < 1e-4, "only a kernel may round differently"
 
@@ -77,40 +80,33 @@ def test_cutting_the_read_empties_the_matrix_before_every_token(branch, part):
 @pytest.mark.parametrize("variant", ["gf", "rwkv6", "mamba2"])
 def test_cutting_the_memory_edits_the_state_once(variant):
     model = model_of(variant)
-    donor = model(TOKENS.flip(1)[:, :AT])[1]
+    state, donor = (model(x[:, :AT])[1] for x in (TOKENS, TOKENS.flip(1)))
     for branch in branches_of(model):
-        for new in (lambda x: torch.zeros_like(x), None):
-
-            def replace(name, x, new=new):
-                return new(x) if new else dict(donor.items())[name]
-
+        for other, replace in (
+            (donor, lambda name, _: dict(donor.items())[name]),
+            (state.zero(), ablation.zero),
+        ):
             with torch.no_grad(), ablated(model):
-                first, state = model(TOKENS[:, :AT])
-                swapped = {n: replace(n, x) for n, x in state.items() if f".1.{branch}." in n}
-                state = State.from_items(dict(state.items()) | swapped)
-                expected = torch.cat((first, model(TOKENS[:, AT:], state)[0]), 1)
-            cut = Cut(branch, "memory", replace, layers=[1], at=AT)
-            torch.testing.assert_close(logits(model, cut), expected)
-            if new:
-                zeroed = Cut(branch, "memory", layers=[1], at=AT)
-                torch.testing.assert_close(logits(model, zeroed), expected)
+                edited = state.patch(other, layers=[1], parts=[branch])
+                expected = model(TOKENS[:, AT:], edited)[0]
+            cut = Cut(branch, "memory", replace, layers=[1])
+            torch.testing.assert_close(logits(model, cut, after=AT), expected)
 
 
 def test_attention_forgets_the_tokens_before_and_keeps_its_positions():
     model = model_of("gpt2", n_layers=1)
-    forgotten = logits(model, Cut("attention", "memory", at=AT))
+    cut = Cut("attention", "memory")
     with torch.no_grad():
-        other = TOKENS.clone()
-        other[:, :AT] = 7
-        with ablated(model, Cut("attention", "memory", at=AT)):
-            assert torch.equal(model(other)[0][:, AT:], forgotten[:, AT:])
+        other = model(torch.full_like(TOKENS[:, :AT], 7))[1]
+        with ablated(model, cut):
+            assert torch.equal(model(TOKENS[:, AT:], other)[0], logits(model, cut, after=AT))
 
 
 def test_nothing_is_left_behind_even_after_an_error():
     model = model_of("gf")
     before = model(TOKENS)[0]
     names = {name: set(vars(module)) for name, module in model.named_modules()}
-    with pytest.raises(ZeroDivisionError), ablated(model, *(Cut("rwkv6", s, at=3) for s in SITES)):
+    with pytest.raises(ZeroDivisionError), ablated(model, *(Cut("rwkv6", s) for s in SITES)):
         model(TOKENS)
         raise ZeroDivisionError
     assert {name: set(vars(module)) for name, module in model.named_modules()} == names

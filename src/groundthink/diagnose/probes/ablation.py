@@ -3,7 +3,7 @@
 - output: the additive part of a branch after its gate; in a block of one mixer, the mixer's output.
 - read: what the recurrence reads from its past. The current token still passes through bonus or
   skip, and token shift and convolution still see the tokens before it.
-- memory: everything the branch carries, replaced once, before one token.
+- memory: everything the branch carries into the call, replaced before its first token.
 
 What stands in for the part that is cut is a function, so that zero, a mean, another document and
 a fitted constant are all the same to the model.
@@ -65,8 +65,6 @@ class Cut:
     """What stands in for the part."""
     layers: Collection[int] | None = None
     """Blocks in which it is cut; None cuts all that have the branch."""
-    at: int = 0
-    """The token before which the site memory is replaced."""
 
 
 @contextmanager
@@ -93,7 +91,7 @@ def ablated(model: LanguageModel, *cuts: Cut) -> Iterator[None]:
             for cut in here:
                 mixer = getattr(block, cut.branch)
                 run = _cut(mixer, f"blocks.{i}.{cut.branch}", cut)
-                stack.enter_context(_swapped(mixer, "forward", run))
+                stack.enter_context(swapped(mixer, "forward", run))
         if any(module._compiled_call_impl is not None for module in model.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
@@ -148,15 +146,13 @@ def _alone(mixer: nn.Module, replace: Callable[[Tensor], Tensor]) -> Callable[..
 
 def _forgetting(run: Callable[..., Any], name: str, cut: Cut) -> Callable[..., Any]:
     def forward(x: Tensor, state: Any = None, reset: Tensor | None = None) -> Any:
-        if cut.replace is zero:
+        if cut.replace is zero:  # attention has no zeros that nobody sees
             marks = x.new_zeros(x.shape[:2], dtype=torch.bool) if reset is None else reset.clone()
-            marks[:, cut.at] = True
+            marks[:, 0] = True
             return run(x, state, marks)
-        past, rest = (None, None) if reset is None else (reset[:, : cut.at], reset[:, cut.at :])
-        first, state = run(x[:, : cut.at], state, past)
-        state = {part: cut.replace(f"{name}.{part}", value) for part, value in state.items()}
-        second, state = run(x[:, cut.at :], state, rest)
-        return torch.cat((first, second), dim=1), state
+        assert state is not None, "what a branch carries into a call can be replaced, not made up"
+        new = {part: cut.replace(f"{name}.{part}", value) for part, value in state.items()}
+        return run(x, new, reset)
 
     return forward
 
@@ -172,14 +168,14 @@ def _unread(mixer: nn.Module, replace: Callable[[Tensor], Tensor]) -> Callable[.
         return y + (replace(past) - past), state
 
     def forward(*inputs: Any) -> Any:
-        with _swapped(module, name, cut):
+        with swapped(module, name, cut):
             return run(*inputs)
 
     return forward
 
 
 @contextmanager
-def _swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
+def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
     """`owner.name` is `value` while the context is open, and is what it was, or absent, after."""
     before = vars(owner).get(name)
     setattr(owner, name, value)

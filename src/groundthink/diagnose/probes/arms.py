@@ -10,8 +10,8 @@ Modes, by what stands in for a part (letters of the parts: `ablation.Replace`):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from groundthink.diagnose.losses import token_losses
-from groundthink.diagnose.probes.ablation import Cut, Replace, ablated
+from groundthink.diagnose.probes.ablation import Cut, Replace, ablated, swapped
+from groundthink.diagnose.tape import tape
+from groundthink.layers.state import State
 from groundthink.models.base import LanguageModel
 
 MODES = ("zero", "mean", "resample", "optimal")
@@ -44,6 +46,11 @@ class Arm:
     active: Branches
     """The branches that are left."""
 
+    @property
+    def first(self) -> int:
+        """The first layer of the scope."""
+        return self.layer if self.scope == "layer" else 0
+
     def covers(self, layer: int) -> bool:
         return layer == self.layer if self.scope == "layer" else layer <= self.layer
 
@@ -58,6 +65,8 @@ class StandIns:
     """One constant for each set of active branches."""
     clean: dict[Key, Tensor] = field(default_factory=dict)
     """The parts of the batch at hand in the model as it is, [B, ...]."""
+    mixed: dict[str, Tensor] = field(default_factory=dict)
+    """What its mixers gave, [B, T, C]."""
 
     def of(self, arm: Arm, name: str, part: Tensor) -> Tensor:
         """The stand-in for a part in an arm."""
@@ -86,24 +95,38 @@ def branch_of(name: str) -> str:
     return name.split(".")[2]
 
 
-def cuts(branches: Branches, site: str, replace: Replace, at: int = 0) -> list[Cut]:
+def cuts(branches: Branches, site: str, replace: Replace) -> list[Cut]:
     """`replace` at one site of every branch."""
-    return [Cut(branch, site, replace, at=at) for branch in branches]
+    return [Cut(branch, site, replace) for branch in branches]
 
 
-def stream(model: LanguageModel, x: Tensor, first: int = 0) -> list[Tensor]:
+def stream(
+    model: LanguageModel, x: Tensor, state: State | None = None, first: int = 0
+) -> list[Tensor]:
     """Inputs of the blocks from `first` on, and the output of the last, [B, T, C] each."""
     inputs = [x]
-    for block in list(model.blocks)[first:]:
-        inputs.append(block(inputs[-1], None, None)[0])
+    for i, block in enumerate(model.blocks):
+        if i >= first:
+            inputs.append(block(inputs[-1], state and state.layers[i], None)[0])
     return inputs
 
 
-def row_losses(model: LanguageModel, x: Tensor, tokens: Tensor, since: int = 0) -> Tensor:
-    """Mean loss in nats of the tokens of each row after position `since`, [B], from the output of
-    the last block [B, T, C]."""
-    features = model.norm(x[:, since:-1])
-    return token_losses(model, features, tokens[:, since + 1 :]).mean(1)
+def row_losses(model: LanguageModel, x: Tensor, tokens: Tensor) -> Tensor:
+    """Mean loss in nats of the tokens of each row after the first, [B], from the output of the last
+    block [B, T, C]."""
+    return token_losses(model, model.norm(x[:, :-1]), tokens[:, 1:]).mean(1)
+
+
+def grouped(
+    model: LanguageModel, tokens: Tensor, sites: Sequence[str], at: int
+) -> Iterator[tuple[tuple[str, ...], State | None, Tensor]]:
+    """The sites that one pass serves, with the state before it and the input of its first block:
+    branches lose their memory before the token `at`, and the rest in all of the text."""
+    x = embedded(model, tokens)
+    if whole := tuple(site for site in sites if site != "memory"):
+        yield whole, None, x
+    if "memory" in sites:
+        yield ("memory",), model.features(tokens[:, :at])[1], x[:, at:]
 
 
 class _Reached(Exception):
@@ -151,36 +174,47 @@ def replacer(arm: Arm, doubles: StandIns) -> Replace:
 def record(
     model: LanguageModel,
     x: Tensor,
+    state: State | None,
     branches: Branches,
     sites: Sequence[str],
-    at: int,
     doubles: StandIns,
 ) -> list[Tensor]:
     """The stream of the model as it is; its parts at the sites become the clean ones."""
-    every = [cut for s in sites for cut in cuts(branches, s, recorder(doubles.clean, s), at)]
-    with ablated(model, *every):
-        return stream(model, x)
+    every = [cut for s in sites for cut in cuts(branches, s, recorder(doubles.clean, s))]
+    with ablated(model, *every), tape(model, *(f"blocks.*.{name}" for name in branches)) as calls:
+        whole = stream(model, x, state)
+    doubles.mixed = {name: call.output[0] for name, (call,) in calls.items()}
+    return whole
 
 
 def run(
-    model: LanguageModel, x: Tensor, arm: Arm, branches: Branches, at: int, doubles: StandIns
+    model: LanguageModel,
+    x: Tensor,
+    state: State | None,
+    arm: Arm,
+    branches: Branches,
+    doubles: StandIns,
 ) -> list[Tensor]:
-    """The stream of an arm from its first layer on, where `x` comes in."""
-    first = arm.layer if arm.scope == "layer" else 0
-    with ablated(model, *cuts(branches, arm.site, replacer(arm, doubles), at)):
-        return stream(model, x, first)
+    """The stream of an arm from its first layer on, where `x` comes in as it was."""
+    with ExitStack() as stack:
+        for name, y in doubles.mixed.items() if arm.site == "output" else ():
+            if layer_of(name) == arm.first:  # its mixers read what they read before
+                mixer = model.get_submodule(name)
+                stack.enter_context(swapped(mixer, "forward", lambda *_, y=y: (y, {})))
+        stack.enter_context(ablated(model, *cuts(branches, arm.site, replacer(arm, doubles))))
+        return stream(model, x, state, arm.first)
 
 
 def means(
     model: LanguageModel, tokens: Tensor, branches: Branches, sites: Sequence[str], at: int
 ) -> dict[Key, Tensor]:
-    """Mean of every part over the rows of `tokens` [R, T], position by position."""
+    """Mean of every part over the rows of `tokens` [R, T], position by position; of the memory,
+    before the token `at`."""
     total: dict[Key, Tensor] = {}
     for rows in tokens.split(BATCH):
-        clean: dict[Key, Tensor] = {}
-        for site in sites:
-            with ablated(model, *cuts(branches, site, recorder(clean, site), at)):
-                model.features(rows)
-        for key, part in clean.items():
+        doubles = StandIns()
+        for group, state, piece in grouped(model, rows, sites, at):
+            record(model, piece, state, branches, group, doubles)
+        for key, part in doubles.clean.items():
             total[key] = total.get(key, 0) + part.sum(0) / len(tokens)
     return total

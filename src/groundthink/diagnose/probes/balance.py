@@ -20,7 +20,7 @@ from groundthink.diagnose.probes.arms import (
     Arm,
     Branches,
     StandIns,
-    embedded,
+    grouped,
     means,
     record,
     row_losses,
@@ -129,25 +129,24 @@ def measured(
     model: LanguageModel, tokens: Tensor, doubles: StandIns
 ) -> Iterator[tuple[Any, Tensor]]:
     """Name and values [B] of every quantity on one batch."""
-    x, parties, sites = embedded(model, tokens), players(model), sites_of(model)
-    # The memory has a baseline of its own: a row that is run in two pieces rounds differently.
-    for group in filter(None, (sites[:-1], sites[-1:])):
+    parties = players(model)
+    for group, state, x in grouped(model, tokens, sites_of(model), AT):
+        # Every group has a baseline of its own: a text read in two pieces rounds differently.
+        loss = partial(row_losses, model, tokens=tokens[:, -x.shape[1] :])
         with fusions(model) as calls:
-            whole = record(model, x, parties, group, AT, doubles)
+            whole = record(model, x, state, parties, group, doubles)
         if "output" in group:
             yield from quantities(model, calls)
         for site in group:
-            loss = partial(row_losses, model, tokens=tokens, since=AT if site == "memory" else 0)
             yield site, loss(whole[-1])
             for arm in plan(model, site):
-                first = arm.layer if arm.scope == "layer" else 0
-                cut = run(model, whole[first], arm, parties, AT, doubles)
+                cut = run(model, whole[arm.first], state, arm, parties, doubles)
                 yield arm, loss(cut[-1])
                 if arm.scope == "all" and (site, arm.mode) == PREFIXED:
                     every = max(1, -(-arm.layer // PREFIXES))
                     for layer in range(0, arm.layer, every):
                         with ablated(model):
-                            rest = stream(model, cut[layer + 1], layer + 1)
+                            rest = stream(model, cut[layer + 1], first=layer + 1)
                         yield replace(arm, scope="prefix", layer=layer), loss(rest[-1])
 
 

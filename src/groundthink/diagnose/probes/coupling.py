@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from groundthink.diagnose.losses import token_losses
 from groundthink.diagnose.probes.tracer import Site, branch_sites, matrix
 from groundthink.diagnose.states import PARTS
 from groundthink.layers.state import State
@@ -97,7 +97,7 @@ def _writes(model: LanguageModel, texts: Tensor, sites: list[Site]) -> dict[Site
                 states.append([matrix(state, site) for site in sites])
             then = min(at + STRIDE, end)
             hidden, state = model.features(texts[:, at:then], state)
-            total = total + _token_losses(model, hidden, texts[:, at + 1 : then + 1]).sum()
+            total = total + token_losses(model, hidden, texts[:, at + 1 : then + 1]).sum()
         flat = [x for xs in states for x in xs]
         slopes = torch.autograd.grad(total, flat)
     found = {}
@@ -123,12 +123,7 @@ def _zeroed(state: State, site: Site) -> State:
 
 def _losses(model: LanguageModel, tokens: Tensor, state: State) -> Tensor:
     """Loss of every token [B, T - 1] but the first, in nats."""
-    return _token_losses(model, model.features(tokens[:, :-1], state)[0], tokens[:, 1:])
-
-
-def _token_losses(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    logits = model.head(hidden).float().movedim(-1, 1)
-    return F.cross_entropy(logits, targets, reduction="none")
+    return token_losses(model, model.features(tokens[:, :-1], state)[0], tokens[:, 1:])
 
 
 def _slopes(losses: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:

@@ -26,36 +26,41 @@ Sets = list[tuple[str, Branches]]
 
 
 class Constants:
-    """One vector, or state, for each part that a set cuts: where it starts and how far it moved."""
+    """For each part one vector, or state, for each set that cuts it: its start and how far it has
+    moved [sets, ...]."""
 
     def __init__(self, sets: Sets, mean: dict[Key, Tensor]):
-        self.sets, self._starts, self.moves = sets, {}, {}
+        self.sets: dict[Key, Tensor] = {}
+        """Sets that cut each part, as their places, int64."""
+        self.moves: dict[Key, Tensor] = {}
+        self._starts: dict[Key, tuple[Tensor, Tensor]] = {}
         for (site, name), value in mean.items():
-            flat = value if site == "memory" else value.mean(0)
+            cut = [at == site and branch_of(name) not in active for at, active in sets]
+            start = value if site == "memory" else value.mean(0)
             scale = value.square().mean().sqrt() + 1e-6
-            for where, active in sets:
-                if where == site and branch_of(name) not in active:
-                    self._starts[site, active, name] = flat, scale
-                    self.moves[site, active, name] = torch.zeros_like(flat, requires_grad=True)
+            rows = torch.tensor(cut, device=value.device).nonzero()[:, 0]
+            self.sets[site, name] = rows
+            self._starts[site, name] = start, scale
+            moves = torch.zeros(len(rows), *start.shape).to(start)
+            self.moves[site, name] = moves.requires_grad_()
 
-    def __getitem__(self, key: tuple[str, Branches, str]) -> Tensor:
+    def __getitem__(self, key: Key) -> Tensor:
         start, scale = self._starts[key]
         return start + scale * self.moves[key]
 
     def at(self, site: str) -> list[Tensor]:
         """What is fitted at a site."""
-        return [move for (where, _, _), move in self.moves.items() if where == site]
+        return [move for (where, _), move in self.moves.items() if where == site]
 
     def into(self, site: str) -> Replace:
         """Puts the constants of a site into the rows whose set cuts the part."""
 
         def replace(name: str, part: Tensor) -> Tensor:
-            keys = [(where, active, name) for where, active in self.sets]
-            rows = [
-                self[key].expand_as(row) if key[0] == site and key in self.moves else row
-                for key, row in zip(keys, part, strict=True)
-            ]
-            return torch.stack(rows)
+            if (site, name) not in self.sets:  # the shift of a channel mixing is no branch's
+                return part
+            new, rows = self[site, name], self.sets[site, name]
+            new = new if site == "memory" else new[:, None]
+            return part.index_copy(0, rows, new.expand(len(rows), *part.shape[1:]))
 
         return replace
 
@@ -85,9 +90,11 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     with frozen(model), torch.enable_grad():
         for _ in range(STEPS):
-            past, piece = (x.expand(len(sets), -1) for x in _stretch(tokens, generator))
+            past, piece = _stretch(tokens, generator)
+            piece = piece.expand(len(sets), -1)
             with torch.no_grad():
                 state = model.features(past)[1]
+            state = state.map(lambda x: x.expand(len(sets), *x.shape[1:]))
             if "memory" in sites:
                 replace = constants.into("memory")
                 state = State.from_items({name: replace(name, x) for name, x in state.items()})
@@ -97,7 +104,11 @@ def fit(
             token_losses(model, features, piece[:, 1:]).mean(1).sum().backward()
             optimizer.step()
             schedule.step()
-    return {key: constants[key].detach() for key in constants.moves}
+    return {
+        (site, sets[row][1], name): constant.detach()
+        for (site, name), rows in constants.sets.items()
+        for row, constant in zip(rows.tolist(), constants[site, name], strict=True)
+    }
 
 
 def _stretch(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
