@@ -3,7 +3,7 @@
 The convolution is torch's depthwise one over channels-last images of height 1, many times as fast
 on a CPU as over channels-first sequences. All sequences lie in one image, so that nothing is
 copied; the few tokens whose taps reach over the start of a sequence or over a reset are computed
-again by themselves. Only the input is kept for the gradient.
+again by themselves.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from torch.autograd.function import once_differentiable
 from groundthink.ops.conv import reference
 from groundthink.ops.cuts import once
 from groundthink.ops.fused import full_precision
+
+BLOCK = 64
+"""Tokens at once in the gradient of the taps: their sums stay in the cache for usual widths."""
 
 
 def conv_silu(
@@ -55,10 +58,14 @@ def carried(x: Tensor, window: Tensor, reset: Tensor | None) -> Tensor:
     tail = torch.cat((window.transpose(1, 2).to(x.dtype), x[:, -past:] if past else x[:, :0]), 1)
     tail = tail[:, tail.shape[1] - past :]
     if reset is not None:
-        count = F.pad(reset, (past, 0)).cumsum(1)[:, reset.shape[1] :, None]
-        last = reset.sum(1)[:, None, None]
-        tail = tail.masked_fill(count != last, 0)
+        tail = tail.masked_fill(once(reset, ("tail", past), lambda: _before_last(reset, past)), 0)
     return tail.transpose(1, 2).to(window.dtype, copy=True)
+
+
+def _before_last(reset: Tensor, past: int) -> Tensor:
+    """Which of the last `past` inputs the last reset hides [B, past, 1]."""
+    count = F.pad(reset, (past, 0)).cumsum(1)[:, reset.shape[1] :, None]
+    return count != reset.sum(1)[:, None, None]
 
 
 class _Cut(NamedTuple):
@@ -93,17 +100,17 @@ class _ConvSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, window, reset):
         ctx.cut = _Cut.of(reset, weight.shape[1])
-        ctx.save_for_backward(x, weight, bias, window)
-        return F.silu(_convolve(*_wide(x, weight, bias, window), cut=ctx.cut)).to(x.dtype)
+        y = _convolve(*_wide(x, weight, bias, window), cut=ctx.cut)
+        ctx.save_for_backward(x, weight, bias, window, y)
+        return F.silu(y).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout: Tensor):
-        given, cut = ctx.saved_tensors, ctx.cut
-        x, weight, bias, window = _wide(*given)
-        past, head = weight.shape[1] - 1, _head(x, weight)
-        dy = _convolve(x, weight, bias, window, cut)
-        dy = torch.ops.aten.silu_backward(dout.to(dy.dtype), dy)
+        *given, y = ctx.saved_tensors
+        x, weight, _, window = _wide(*given)
+        cut, past, head = ctx.cut, weight.shape[1] - 1, _head(x, weight)
+        dy = torch.ops.aten.silu_backward(dout.to(y.dtype), y)
         dbias = dy.sum((0, 1))
         if cut is not None:
             dcut = dy[cut.at][:, None]  # [M, 1, D]
@@ -115,11 +122,10 @@ class _ConvSiLU(torch.autograd.Function):
         dx = _all_at_once(dy, flipped, None, past)
         dweight = _taps_backward(dy.flatten(0, 1), x.flatten(0, 1), past + 1)
         if head:
-            dnear = _depthwise(F.pad(dhead, (0, 0, past, past)), flipped, None)
+            dnear = _few(F.pad(dhead, (0, 0, past, past)), flipped)
             dwindow = dnear[:, :past]
             dx[:, :head] += dnear[:, past:]
-            near = _near(x, window, head).unfold(1, head, 1)  # [B, W, D, head]
-            dweight += (near * dhead.mT[:, None]).sum((0, 3)).t()
+            dweight += (_taps(_near(x, window, head), 1, past + 1) * dhead).sum((1, 2)).t()
         if cut is not None:
             taps = cut.taps()
             dweight += (x[taps] * dcut).masked_fill(~cut.keep, 0).sum(0).t()
@@ -149,7 +155,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, cut: _Cut
     y = _all_at_once(x, weight, bias, 0)
     head = _head(x, weight)
     if head:
-        y[:, :head] = _depthwise(_near(x, window, head), weight, bias)
+        torch.add(_few(_near(x, window, head), weight), bias, out=y[:, :head])
     if cut is not None:
         read = x[cut.taps()].masked_fill(~cut.keep, 0)  # [M, W, D]
         y[cut.at] = (read * weight.t()).sum(1).add_(bias)
@@ -158,21 +164,28 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, cut: _Cut
 
 def _all_at_once(x: Tensor, weight: Tensor, bias: Tensor | None, first: int) -> Tensor:
     """Convolve [B, T, D] as one sequence with zeros around it, from output `first` on."""
-    tokens = x.shape[0] * x.shape[1]
-    y = _depthwise(x.view(1, tokens, -1), weight, bias, padding=weight.shape[1] - 1)
-    return y[:, first : first + tokens].view_as(x)
+    tokens, past = x.shape[0] * x.shape[1], weight.shape[1] - 1
+    image = x.view(1, 1, tokens, -1).permute(0, 3, 1, 2)
+    y = F.conv2d(image, weight[:, None, None], bias, padding=(0, past), groups=len(weight))
+    return y.permute(0, 2, 3, 1)[0, 0, first : first + tokens].view_as(x)
+
+
+def _few(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve few tokens [B, P, D] -> [B, P - (W-1), D]."""
+    return (_taps(x, 1, weight.shape[1]) * weight.t()[:, None, None]).sum(0)
+
+
+def _taps(x: Tensor, dim: int, width: int) -> Tensor:
+    """What the taps, oldest first, read of x along a dimension: views of it [W, ...]."""
+    return x.unfold(dim, width, 1).movedim(-1, 0)
 
 
 def _taps_backward(dy: Tensor, x: Tensor, width: int) -> Tensor:
-    """Gradient of the weight [D, W] from dy and x [tokens, D]."""
-    work, tokens = torch.empty_like(dy), len(dy)
-    lags = range(min(width, tokens) - 1, -1, -1)
-    taps = [torch.mul(dy[i:], x[: tokens - i], out=work[i:]).sum(0) for i in lags]
-    return F.pad(torch.stack(taps, 1), (width - len(taps), 0))
-
-
-def _depthwise(inputs: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) -> Tensor:
-    """[B, P, D] -> [B, P + 2 padding - (W-1), D]."""
-    image = inputs.unsqueeze(1).permute(0, 3, 1, 2)
-    y = F.conv2d(image, weight[:, None, None], bias, padding=(0, padding), groups=len(weight))
-    return y.permute(0, 2, 3, 1).squeeze(1)
+    """Gradient of the weight [D, W] from dy and x [tokens, D]; dy is 0 for the first W - 1."""
+    if len(x) < width:
+        return x.new_zeros(x.shape[1], width)
+    total = x.new_zeros(width, BLOCK, x.shape[1])
+    blocks = dy[width - 1 :].split(BLOCK), _taps(x, 0, width).split(BLOCK, 1)
+    for dy, read in zip(*blocks, strict=True):
+        total[:, : len(dy)].addcmul_(dy, read)
+    return total.sum(1).t()
