@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -83,6 +85,22 @@ def test_mamba_is_found_where_the_variable_points(tmp_path, monkeypatch):
     assert "no mamba_ssm in" in peers.missing("mamba")
     (tmp_path / "mamba_ssm").mkdir()
     assert peers.missing("mamba") == ""
+
+
+def test_what_a_peer_chose_for_one_shape_is_forgotten(monkeypatch):
+    triton = pytest.importorskip("triton")
+
+    def double(x):
+        pass
+
+    configs = [triton.Config({}), triton.Config({}, num_warps=8)]
+    tuned = triton.autotune(configs, key=[])(triton.jit(double))
+    tuned.cache["a shape"] = configs[1]
+    module = ModuleType("fla.doubling")
+    module.kernel = triton.heuristics({})(tuned)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    peers.forget_tuning()
+    assert not tuned.cache
 
 
 @pytest.mark.tiny
