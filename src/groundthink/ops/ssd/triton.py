@@ -346,16 +346,17 @@ def _within(
             whole[:, None], whole[None, :], rest[:, None], rest[None, :],
             document[:, None], document[None, :], RESETS, EXACT,
         )  # fmt: skip
-        pairs = BC * kept
-        dBC += dpairs * (kept * dt[:, None])
-        passed = dpairs * pairs
+        pairs = (BC * kept).to(x.dtype)
+        dpairs *= kept
+        dBC += dpairs * dt[:, None]
+        passed = dpairs * BC
         given = tl.sum(passed, 1)
         # What decays across a token: what earlier tokens gave to it and to later ones.
         crossings = tl.trans((passed * dt[:, None]).to(wide))
         crossings = tl.dot(across.to(wide), crossings, input_precision=SUMS)
         crossings = tl.sum(tl.where(l[None, :] < l[:, None], crossings, 0.0), 1)
         dx = tl.dot(B, dstate, input_precision="ieee") * end[:, None]
-        dx = tl.dot(pairs.to(x.dtype), dy, dx, input_precision="ieee") * dt[:, None]
+        dx = tl.dot(pairs, dy, dx, input_precision="ieee") * dt[:, None]
         if SKIP:
             dx += tl.load(D_ptr + h) * dy.to(tl.float32)
         tl.store(dx_ptr + (token * H + h) * P + y_cell, dx.to(dx_ptr.dtype.element_ty), mask=x_in)
