@@ -41,14 +41,7 @@ class Kernel:
     def _launch(self, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
         key = (
             torch.cuda.current_device() if torch.cuda.is_initialized() else 0,
-            *[
-                (a.dtype, a.data_ptr() & 15)
-                if isinstance(a, Tensor)
-                else tuple((x.dtype, x.data_ptr() & 15) for x in a)
-                if isinstance(a, tuple)
-                else a
-                for a in args
-            ],
+            *[_kind(a) for a in args],
             *options.items(),
         )
         if _together is not None:
@@ -67,6 +60,15 @@ class Kernel:
         compiled = self.function.warmup(*args, grid=(1,), **options)
         names = self.function.arg_names[len(args) :]
         return compiled, tuple(options[name] for name in names)
+
+
+def _kind(argument: Any) -> Any:
+    """What a kernel is compiled for: the type and alignment of tensors, numbers as they are."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() & 15
+    if isinstance(argument, tuple):
+        return tuple(_kind(a) for a in argument)
+    return argument
 
 
 def kernel(function: Any = None, **options: Any) -> Any:

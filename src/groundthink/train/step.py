@@ -204,8 +204,20 @@ class Stepper:
         inputs = batch.tokens, batch.targets, state, batch.reset
         with autocast(self.device, self.config.precision):
             loss, new = functional_call(self.objective, weights, inputs, tie_weights=False)
-        self.scaler.scale(loss / scored).backward()
+        with self._gathered():
+            self.scaler.scale(loss / scored).backward()
         return loss.detach(), new.detach() if self.carry else None
+
+    def _gathered(self) -> AbstractContextManager[Any]:
+        """Within it, sums over tokens wait for the end of the backward pass, where they can."""
+        parameters = list(self.model.parameters())
+        if self.config.compile or not recordable(self.model, self.device):
+            return nullcontext()
+        if any(parameter.grad is not None for parameter in parameters):
+            return nullcontext()
+        from groundthink.ops.shares import gathered
+
+        return gathered(parameters)
 
     def _here(self, batch: Batch) -> Batch:
         return Batch(*(x.to(self.device, non_blocking=True) for x in batch))

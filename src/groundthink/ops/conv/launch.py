@@ -14,7 +14,7 @@ from groundthink.ops.conv.triton import _backward, _forward
 from groundthink.ops.fused import Operator, device_of, differentiable, flags, rows, traced
 from groundthink.ops.linear.launch import outer
 from groundthink.ops.memory import aligned, in_a_column, joined, padded
-from groundthink.ops.shares import total
+from groundthink.ops.shares import gradient
 
 BLOCK = 128
 """Channels of a program: four for each thread of a warp."""
@@ -102,7 +102,7 @@ def _grad(
             steps, stretch, x_step, dt_step, dy_step, size, heads, room, width, x_unit, dt_unit,
             dy_unit, dx.stride(1), ddt.stride(1), BLOCK, blocks, num_warps=1,
         )  # fmt: skip
-    return dx, ddt, dwindow, total(shares)
+    return dx, ddt, dwindow, gradient(shares, weight, bias, dt_bias)
 
 
 def _fake(x, dt, weight, bias, dt_bias, window, reset):

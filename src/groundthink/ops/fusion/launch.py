@@ -18,7 +18,7 @@ from groundthink.ops.fusion.triton import (
     _mix_forward,
 )
 from groundthink.ops.norm.launch import tile_of
-from groundthink.ops.shares import total
+from groundthink.ops.shares import gradient
 
 TILE = 1024
 """Elements of a tile."""
@@ -86,7 +86,7 @@ def _gate_grad(
             n, r_step, m_step, dout_step, eps,
             size, r_unit, m_unit, dout_unit, pad, tall, num_warps=warps,
         )  # fmt: skip
-    return dr, dm, total(shares)
+    return dr, dm, gradient(shares, norm_r, norm_m, weight)
 
 
 def _fake_gate(x, r, m, norm_r, norm_m, weight, bias, eps):
@@ -176,7 +176,7 @@ def _gains_grad(
             n, r_step, m_step, dout_step, eps,
             size, r_unit, m_unit, dout_unit, pad, tall, num_warps=warps,
         )  # fmt: skip
-    return dr, dm, total(shares)
+    return dr, dm, gradient(shares, norm_r, norm_m, gain_r, gain_m)
 
 
 def _fake_gains(x, r, m, norm_r, norm_m, gain_r, gain_m, eps):

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from groundthink.ops.fused import device_of
 from groundthink.ops.linear.launch import outer
 from groundthink.ops.mlp.triton import _backward, _forward
-from groundthink.ops.shares import total
+from groundthink.ops.shares import gradient
 
 FORWARD = {"ROWS": 64, "UNITS": 64, "STAGES": 2, "num_warps": 4}
 BACKWARD = {"ROWS": 64, "UNITS": 64, "STAGES": 2, "num_warps": 8}
@@ -52,7 +52,7 @@ class _AddMLP(torch.autograd.Function):
                 SIZE=size, HIDDEN=hidden, PAD=max(16, triton.next_power_of_2(size)), **BACKWARD,
             )  # fmt: skip
         dup, ddown = outer([(dunits, h), (dy, units)], ctx.dtypes[0])
-        return dx, total(shares).to(norm.dtype), dup, ddown.to(ctx.dtypes[1]), None, None
+        return dx, gradient(shares, norm).to(norm.dtype), dup, ddown.to(ctx.dtypes[1]), None, None
 
 
 def add_mlp(

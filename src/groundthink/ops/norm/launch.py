@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from groundthink.ops.fused import Operator, device_of, differentiable, processors, rows, traced
 from groundthink.ops.norm.triton import _head_backward, _head_forward, _rms_backward, _rms_forward
-from groundthink.ops.shares import total
+from groundthink.ops.shares import gradient
 
 TILE, BACK = 2048, 1024
 """Elements of a tile, forward and backward."""
@@ -74,7 +74,7 @@ def _rms_grad(
             n, x_step, z_step, dout_step, dthrough_step, eps, width, width // groups,
             x_unit, z_unit, dout_unit, dthrough_unit, pad, tall, num_warps=warps,
         )  # fmt: skip
-    return dx, dz, total(shares).to(weight.dtype)
+    return dx, dz, gradient(shares, weight).to(weight.dtype)
 
 
 def _fake_rms(x, z, weight, groups, eps, dtype):
@@ -179,7 +179,7 @@ def _head_grad(
             y, g, weight, bias, dout, dy, dg, shares, n, y_step, g_step, dout_step, eps,
             count, size, y_unit, g_unit, dout_unit, pad, heads, tall, num_warps=4,
         )  # fmt: skip
-    return dy, dg, total(shares)
+    return dy, dg, gradient(shares, weight, bias)
 
 
 def _fake_head(y, g, weight, bias, eps):

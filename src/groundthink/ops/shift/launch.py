@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from groundthink.ops.fused import Operator, device_of, differentiable, flags, processors, traced
 from groundthink.ops.linear.launch import outer
 from groundthink.ops.memory import stacked
-from groundthink.ops.shares import total
+from groundthink.ops.shares import gradient
 from groundthink.ops.shift.narrow import launch as narrow
 from groundthink.ops.shift.triton import (
     _decay,
@@ -128,7 +128,7 @@ def _grad(
             None if dfinal is None else dfinal.contiguous(), dx, dlast, dmaa_x, n, steps,
             size, tall, COLUMNS, num_warps=4,
         )  # fmt: skip
-    return dx, dlast, total(dmaa_x), dw1, total(shares)
+    return dx, dlast, gradient(dmaa_x, maa_x), dw1, gradient(shares, w2, maa)
 
 
 def _fake(x, last, maa_x, w1, w2, maa, reset):
@@ -281,7 +281,7 @@ def _decay_grad(
         _decay_weights[(some, across)](
             x, hidden, dout, dhidden, shares, n, size, width, rank, pad, 64, 64, num_warps=_warps(x)
         )
-    return dx, total(shares)
+    return dx, gradient(shares, w1, w2)
 
 
 def _fake_decay(x, bias, w1, w2):

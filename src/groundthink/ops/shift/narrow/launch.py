@@ -10,7 +10,7 @@ from torch import Tensor
 
 from groundthink.ops.fused import device_of, flags, processors
 from groundthink.ops.linear.launch import outer
-from groundthink.ops.shares import total
+from groundthink.ops.shares import gradient
 from groundthink.ops.shift.narrow.triton import _backward, _forward, _unshift
 
 WIDEST, HIGHEST = 128, 64
@@ -93,5 +93,5 @@ def grad(
             n, steps, size, pad, ROWS, num_warps=4,
         )  # fmt: skip
     (dw1,) = outer([(mixed.view(n, size), dhidden)], w1.dtype)
-    sums = total(shares)
+    sums = gradient(shares, maa_x, w2, maa)
     return dx, dlast, sums[-1], dw1, sums[:-1]
