@@ -134,6 +134,21 @@ def test_a_finding_is_a_record_line():
     assert record["id"] == "G4"
 
 
+@pytest.mark.tiny
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        (Interval(2.5, 2.0, 3.2, 20), "needs about 61 more samples"),
+        (Interval(2.9, 2.5, 3.3, 1000), "needs about 32,000 more samples"),
+        (Interval(2.99, 2.0, 4.0, 20), "too near an edge for any number of samples to settle"),
+        (Interval(3.0, 2.0, 4.0, 20), "too near an edge for any number of samples to settle"),
+        (unknown(2.0, 1), "1 samples give no interval"),
+    ],
+)
+def test_a_number_of_samples_is_promised_only_where_it_could_be_had(interval, said):
+    assert judge("G4", "gradient R/M", interval).note == said
+
+
 def test_a_skipped_test_never_passes():
     finding = skipped("G4", "component balance", "no Mamba-2 branch")
     assert finding.verdict is Verdict.INCONCLUSIVE

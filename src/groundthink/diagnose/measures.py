@@ -41,8 +41,9 @@ def apart(a: Tensor, b: Tensor) -> Tensor:
 
 
 def singular(state: Tensor) -> Tensor:
-    """Singular values of each head [B, H, rank]."""
-    return torch.linalg.svdvals(state)
+    """Singular values of each head [B, H, rank], found on the CPU: a GPU takes matrices of this
+    size one after the other."""
+    return torch.linalg.svdvals(state.cpu())
 
 
 def effective_rank(singular: Tensor, most: int | None = None) -> Tensor:

@@ -12,6 +12,9 @@ from typing import Any
 from groundthink.verdicts.statistics import Interval, samples_to_clear
 from groundthink.verdicts.thresholds import THRESHOLDS, Range, Threshold
 
+HOPELESS = 100
+"""Times as many samples as there are that nobody would go and get."""
+
 
 class Verdict(StrEnum):
     """Outcome of one test."""
@@ -89,12 +92,30 @@ def samples_needed(interval: Interval, threshold: Threshold) -> int | None:
     return needed
 
 
-def judge(gate: str, quantity: str, interval: Interval, note: str = "", where: str = "") -> Finding:
-    """The finding for a measured interval, against the threshold of that gate and quantity."""
+def missing(interval: Interval, threshold: Threshold, samples: str) -> str:
+    """What an interval that straddles an edge lacks, in words."""
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return f"{interval.n} {samples} give no interval"
+    needed = samples_needed(interval, threshold)
+    if needed is None or needed > HOPELESS * interval.n:
+        return f"too near an edge for any number of {samples} to settle"
+    return f"needs about {float(f'{needed - interval.n:.2g}'):,.0f} more {samples}"
+
+
+def judge(
+    gate: str,
+    quantity: str,
+    interval: Interval,
+    note: str = "",
+    where: str = "",
+    samples: str = "samples",
+) -> Finding:
+    """The finding for a measured interval, against the threshold of that gate and quantity; n of
+    the interval counts `samples`."""
     threshold = THRESHOLDS[gate, quantity]
     verdict = decide(interval, threshold)
-    if verdict is Verdict.INCONCLUSIVE and (needed := samples_needed(interval, threshold)):
-        note = join(f"needs about {needed - interval.n} more samples", note)
+    if verdict is Verdict.INCONCLUSIVE:
+        note = join(missing(interval, threshold, samples), note)
     return Finding(
         id=gate,
         name=join(quantity, where, ", "),

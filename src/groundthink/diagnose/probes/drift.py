@@ -61,7 +61,10 @@ def _training(subject: Subject) -> Iterator[Row]:
         delay = None if found.delay is None else found.delay * stride
         if delay is not None:
             note += f", a shift by {found.seen:.2g} is seen after {delay:.0f} steps"
-        yield "finding", judge("drift", "p of no change in training", p, note, name).record()
+        yield (
+            "finding",
+            judge("drift", "p of no change in training", p, note, name, "made-up series").record(),
+        )
         yield (
             "series",
             {
@@ -123,7 +126,7 @@ def _turns(subject: Subject) -> Iterator[Row]:
             p.n,
         )
         note = f"turns 2 and {TURNS} of {length} tokens, {len(text)} texts"
-        yield "finding", judge("drift", name, floor, note, where).record()
+        yield "finding", judge("drift", name, floor, note, where, "permutations").record()
 
 
 @torch.inference_mode()
