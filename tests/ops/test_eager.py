@@ -7,7 +7,7 @@ import pytest
 import torch
 from kernel_laws import DEVICE, normal
 
-from groundthink.ops.conv import conv_silu_dt
+from groundthink.ops.conv import conv_silu_dt, parts
 from groundthink.ops.fusion import token_gate
 from groundthink.ops.norm import gated_rms_norm, head_norm_gate, residual_norm, rms_norm
 from groundthink.ops.shift import project
@@ -57,6 +57,14 @@ def test_convolution(steps, width, given):
     weights = normal(20, width), normal(20), normal(3), normal(2, 20, width - 1)
     args = x, dt, *weights, resets(steps, given)
     kernel_laws.equals_the_reference(conv_silu_dt, args, backend="eager")
+
+
+@pytest.mark.parametrize("steps", [1, 15])
+def test_projection_in_parts(steps):
+    def op(x, weight, backend):
+        return parts(x, weight, (16, 10, 4), backend=backend)
+
+    kernel_laws.equals_the_reference(op, (normal(2, steps, 24), normal(30, 24)), backend="eager")
 
 
 def with_weights(*args, backend):

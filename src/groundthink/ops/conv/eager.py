@@ -52,6 +52,13 @@ def conv_silu_dt(
     return y, F.softplus(dt.to(full) + dt_bias), window
 
 
+def parts(x: Tensor, weight: Tensor, sizes: tuple[int, int, int]) -> tuple[Tensor, ...]:
+    """Three products: a gradient that is cut from one would first be gathered for it."""
+    if torch.compiler.is_compiling():
+        return reference.parts(x, weight, sizes)
+    return _Parts.apply(x, weight.to(x.dtype), sizes)  # pyright: ignore
+
+
 def carried(x: Tensor, window: Tensor, reset: Tensor | None) -> Tensor:
     """The window after the last token [B, D, W-1]."""
     past = window.shape[2]
@@ -94,6 +101,30 @@ class _Cut(NamedTuple):
         batch, place = self.at
         lags = torch.arange(1 - self.keep.shape[1], 1, device=place.device)
         return batch[:, None], (place[:, None] + lags).clamp_(min=0)
+
+
+class _Parts(torch.autograd.Function):
+    """Backward the products add up in one gradient of x, and fill one of the weight."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, sizes: tuple[int, ...]):
+        ctx.save_for_backward(x, weight)
+        ctx.sizes = sizes
+        return tuple(F.linear(x, part) for part in weight.split(sizes))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor):
+        x, weight = ctx.saved_tensors
+        flat, dweight = x.flatten(0, -2), torch.empty_like(weight)
+        rows = [grad.flatten(0, -2) for grad in grads]
+        first, *rest = weight.split(ctx.sizes)
+        dx = rows[0] @ first
+        for grad, part in zip(rows[1:], rest, strict=True):
+            dx.addmm_(grad, part)
+        for grad, dpart in zip(rows, dweight.split(ctx.sizes), strict=True):
+            torch.mm(grad.t(), flat, out=dpart)
+        return dx.view(x.shape), dweight, None
 
 
 class _ConvSiLU(torch.autograd.Function):
