@@ -51,22 +51,17 @@ class Graph:
         self.parameters = list(model.parameters())
         self.batch = Batch(*(x.clone() for x in batch))
         self.scored = torch.ones((), device=batch.tokens.device)
-        self.state = None if state is None else state.map(torch.clone)
         self.before = None if state is None else state.map(torch.clone)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            run(self.batch, self.state, self.scored)  # lets the libraries allocate
+            run(self.batch, self.before, self.scored)  # lets the libraries allocate
         torch.cuda.current_stream().wait_stream(stream)
         self._clear()
         self.graph = torch.cuda.CUDAGraph()
         pool = next((other.graph.pool() for other in others), None)
         with torch.cuda.graph(self.graph, pool=pool):
-            if self.state is not None and self.before is not None:
-                copy(self.state, self.before)
-            loss, new = run(self.batch, self.state, self.scored)
-            if self.state is not None and new is not None:
-                copy(new, self.state)
+            loss, self.state = run(self.batch, self.before, self.scored)
             self.result = loss / self.scored
             if update is not None:
                 self.result = update(self.result)
@@ -81,14 +76,15 @@ class Graph:
         return batch.tokens.shape == self.batch.tokens.shape
 
     def replay(self, batch: Batch, state: State | None, scored: int) -> Tensor:
-        """The mean loss of a batch, or what `update` made of it, and the new state in `state`.
+        """The mean loss of a batch, or what `update` made of it.
 
-        The gradients are in the parameters.
+        The gradients are in the parameters, the state that was given in `before`, that after the
+        batch in `state`.
         """
+        if self.before is not None and state is not None and state is not self.before:
+            copy(state, self.before)
         for static, given in zip(self.batch, batch, strict=True):
             static.copy_(given, non_blocking=True)
-        if self.state is not None and state is not None and state is not self.state:
-            copy(state, self.state)
         self.scored.fill_(scored)
         self.graph.replay()
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):

@@ -67,8 +67,10 @@ def adamw(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.
         fused=device.type in FUSED or None,
         capturable=recordable,
     )
-    for group in optimizer.param_groups if recordable else ():
-        group["lr"] = torch.tensor(config.lr, device=device)
+    if recordable:
+        rates = torch.full((len(optimizer.param_groups),), config.lr, device=device)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
     return optimizer
 
 
@@ -92,12 +94,17 @@ def step_unless(
 
 def set_lr(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:
     """Give every group its learning rate for `step`; returns the one without multipliers."""
-    for group in optimizer.param_groups:
-        lr = config.lr * group["lr_mult"] * factor(step, config, group["warmup_mult"])
-        if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(lr)
-        else:
-            group["lr"] = lr
+    groups = optimizer.param_groups
+    rates = [
+        config.lr * group["lr_mult"] * factor(step, config, group["warmup_mult"])
+        for group in groups
+    ]
+    memory = groups[0]["lr"]
+    if isinstance(memory, torch.Tensor):  # they lie in one piece of memory
+        memory.as_strided((len(rates),), (1,), 0).copy_(torch.tensor(rates))
+    else:
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
     return config.lr * factor(step, config)
 
 
