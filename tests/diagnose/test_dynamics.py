@@ -141,6 +141,9 @@ def test_gpt2_is_read_as_far_as_its_positions_go():
     toy = planted.subject(model, length=200, texts=16, train_length=64)
     names = {f.name for f in dynamics.length(toy)}
     assert names == {"loss beyond training length"}, "96 tokens of context are left"
+    asked = planted.subject(model, length=200, texts=16, train_length=64, lengths=(40, 80))
+    (finding,) = dynamics.length(asked)
+    assert "80 tokens of context against 40" in finding.note and "nats after 40" in finding.note
     assert {f.name for f in dynamics.reach(toy)} == {"influence at 64"}
 
 

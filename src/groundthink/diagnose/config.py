@@ -19,6 +19,9 @@ class Check:
     """Corpus to read instead of the held-out text of the run: a file, folder, glob or name."""
     samples: int = 64
     """Stretches of text that a diagnostic reads; ablations read twice as many."""
+    lengths: tuple[int, ...] = ()
+    """Tokens of context after which D4a takes the loss, such as [64,128,256,512]; doubles up to
+    sixteen training lengths if empty."""
     allow_untrained: bool = False
     """Also run gates that mean nothing on an untrained model; every note then says so."""
     device: str = "auto"
@@ -37,6 +40,9 @@ class ProbeRun:
     """Corpus to read instead of the held-out text of the run: a file, folder, glob or name."""
     samples: int = 48
     """Stretches of text, or pairs, that a probe reads."""
+    lengths: tuple[int, ...] = ()
+    """Tokens after a fact at which the probe memory asks for it, beside 0, 1, 2 and 16, such as
+    [64,512]; doubles up to 256 if empty."""
     allow_untrained: bool = False
     """Also look at an untrained model; every note then says so."""
     device: str = "auto"

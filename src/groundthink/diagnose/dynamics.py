@@ -23,7 +23,7 @@ from groundthink.models import pretrained
 from groundthink.models.base import LanguageModel
 from groundthink.verdicts.statistics import Paired, bootstrap_mean
 from groundthink.verdicts.thresholds import THRESHOLDS
-from groundthink.verdicts.verdict import Finding, Verdict, decide, judge, skipped
+from groundthink.verdicts.verdict import Finding, Verdict, decide, join, judge, skipped
 
 LENGTH = 256
 """Length of the texts whose last states are compared, or emptied."""
@@ -126,42 +126,53 @@ def length(subject: Subject) -> list[Finding]:
     contexts, texts, clusters = contexts_of(subject)
     losses = by_context(subject.model, texts, contexts, SCORED).double().numpy()
     columns = dict(zip(contexts, losses.T, strict=True))
-    paired = Paired({str(c): x for c, x in columns.items()}, clusters)
-    said = ", ".join(f"{c}: {x.mean():.3f}" for c, x in columns.items())
+    paired = Paired(columns, clusters)
+    said = "nats after " + ", ".join(f"{c}: {x.mean():.3f}" for c, x in columns.items())
     findings = []
-    if LONG in columns:
-        gain = paired.interval(lambda m: 1 - m[str(LONG)] / m[str(SHORT)])
-        findings.append(judge("D4a", "benefit of context", gain, f"nats after {said}"))
-    far, near = str(contexts[-1]), str(subject.train_length)
-    if contexts[-1] < 2 * subject.train_length:
-        short = f"needs documents of {2 * subject.train_length + SCORED} tokens"
-        return [*findings, skipped("D4a", "loss beyond training length", short)]
-    doublings = np.log2(contexts[-1] / subject.train_length)
+    if columns.keys() >= {SHORT, LONG}:
+        gain = paired.interval(lambda m: 1 - m[LONG] / m[SHORT])
+        findings.append(judge("D4a", "benefit of context", gain, said))
+    near = max((c for c in contexts if c <= subject.train_length), default=contexts[0])
+    far = contexts[-1]
+    if far < 2 * near:
+        reason = f"needs contexts of {2 * near} tokens, and documents of {2 * near + SCORED}"
+        return [*findings, skipped("D4a", "loss beyond training length", reason)]
+    doublings = np.log2(far / near)
     rise = paired.interval(lambda m: m[far] - m[near])
     note = f"{far} tokens of context against {near}: {rise.value / doublings:+.4f} a doubling"
+    note = note if findings else join(note, said)
     return [*findings, judge("D4a", "loss beyond training length", rise, note)]
 
 
 def contexts_of(subject: Subject) -> tuple[list[int], Tensor, list[int]]:
-    """Contexts that double from `SHORT`, and the training length and its doubles up to sixteen,
-    as far as the model and the text go; texts for the longest, and their documents.
+    """The lengths that were asked for; or contexts that double from `SHORT`, and the training
+    length and its doubles up to sixteen, as far as the model and the text go. With them texts for
+    the longest, and their documents.
 
     Raises:
-        UserError: the held-out text is shorter than the training length.
+        UserError: the held-out text is shorter than the lengths asked for, or the training length.
     """
+    if subject.lengths:
+        contexts = sorted(set(subject.lengths))
+        return contexts, *subject.stretches(texts_of(subject, contexts[-1]), contexts[-1] + SCORED)
     limit = 16 * subject.train_length
     if not subject.model.recurrent:
         limit = min(limit, subject.config.context_length - SCORED)
     doubles = [SHORT * 2**k for k in range(20)] + [subject.train_length * 2**k for k in range(5)]
     contexts = sorted({c for c in doubles if c <= limit})
     while True:
-        count = min(64, max(FEWEST, 2**16 // contexts[-1]), max(FEWEST, subject.samples))
         try:
+            count = texts_of(subject, contexts[-1])
             return contexts, *subject.stretches(count, contexts[-1] + SCORED)
         except UserError:
             contexts = contexts[:-1]
             if not contexts or contexts[-1] < subject.train_length:
                 raise
+
+
+def texts_of(subject: Subject, context: int) -> int:
+    """How many texts of that context are read: fewer of long ones."""
+    return min(64, max(FEWEST, 2**16 // context), max(FEWEST, subject.samples))
 
 
 @gate("D4b", "influence", suite="diagnostics", trained=True)

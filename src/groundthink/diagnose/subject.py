@@ -79,6 +79,8 @@ class Subject:
     """Stretches of text, or pairs, that a probe reads."""
     folder: Path | None = None
     """The run."""
+    lengths: tuple[int, ...] = ()
+    """Tokens over which the use of context is measured; what text and model allow if empty."""
 
     @property
     def config(self) -> ModelConfig:
@@ -136,17 +138,26 @@ class Subject:
 
 
 def subject_of(
-    run: str | Path, device: str = "auto", *, data: str = "", samples: int = 64
+    run: str | Path,
+    device: str = "auto",
+    *,
+    data: str = "",
+    samples: int = 64,
+    lengths: tuple[int, ...] = (),
 ) -> Subject:
     """The last checkpoint of a run with its records and its validation text.
 
     Args:
         run: folder of a run, or of one of its checkpoints.
         data: a corpus to read instead of the run's own, with the run's tokenizer.
+        samples, lengths: as in `Subject`.
 
     Raises:
-        UserError: no run there, a damaged file, no tokenizer, or too little held-out text.
+        UserError: no run there, a damaged file, no tokenizer, too little held-out text, or a length
+            of no tokens.
     """
+    if any(length < 1 for length in lengths):
+        raise UserError(f"lengths are numbers of tokens, and {min(lengths)} is none")
     checkpoint = pretrained.model_folder(run)
     folder = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else Path(run)
     values = configs.read_yaml(folder / "config.yaml")
@@ -182,4 +193,5 @@ def subject_of(
         train_length=train["seq_len"],
         samples=samples,
         folder=folder,
+        lengths=lengths,
     )

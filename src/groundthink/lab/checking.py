@@ -28,7 +28,13 @@ def run(config: Check) -> int:
     from groundthink.records import Records, environment
 
     config = replace(config, run=require(config.run, "runs/NAME"))
-    subject = subject_of(config.run, config.device, data=config.data, samples=config.samples)
+    subject = subject_of(
+        config.run,
+        config.device,
+        data=config.data,
+        samples=config.samples,
+        lengths=config.lengths,
+    )
     findings = run_gates(
         subject, config.only, suite=config.suite, allow_untrained=config.allow_untrained
     )

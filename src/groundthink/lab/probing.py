@@ -35,7 +35,9 @@ def run(config: ProbeRun) -> int:
         if name not in PROBES:
             raise unknown("probe", name, PROBES)
     folder = Path(require(config.run, "runs/NAME"))
-    subject = subject_of(folder, config.device, data=config.data, samples=config.samples)
+    subject = subject_of(
+        folder, config.device, data=config.data, samples=config.samples, lengths=config.lengths
+    )
     if subject.steps < 1 and not config.allow_untrained:
         raise UserError(
             "the model is untrained, so there is nothing to find in it; "

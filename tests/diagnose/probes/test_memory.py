@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ import torch
 from diagnose.probes import planted
 from toys import randomized, small
 
+from groundthink.diagnose.probes import information
 from groundthink.diagnose.probes.curves import half_life
-from groundthink.diagnose.probes.memory import memory, probed
+from groundthink.diagnose.probes.memory import follow, memory, probed
 from groundthink.diagnose.probes.retention import retention
-from groundthink.diagnose.probes.tracer import PREFIX, WHOLE, choose, setting, trace
+from groundthink.diagnose.probes.tracer import PREFIX, WHOLE, choose, setting, swapped, trace
 from groundthink.errors import UserError
 from groundthink.models.build import build
 from groundthink.verdicts.statistics import slope
@@ -32,12 +34,12 @@ def localised():
 @pytest.fixture(scope="module")
 def traced(localised):
     distances, texts, clusters = setting(localised)
-    return distances, clusters, trace(localised, texts, distances, choose(localised))
+    return distances, clusters, trace(localised.model, texts, distances, choose(localised))
 
 
 def test_a_fact_in_one_layer_is_read_from_that_layer_alone(traced) -> None:
     distances, _, found = traced
-    late = distances[1::2].index(16)
+    late = swapped(distances).index(16)
     whole = found.moved[WHOLE][:, late]
     share = {
         place: float(moved[:, late].mean() / whole.mean()) for place, moved in found.moved.items()
@@ -74,7 +76,7 @@ def test_set_time_constants_are_predicted_and_measured() -> None:
         expected = torch.tensor(distances).div(-tau).exp()
         late = slice(distances.index(4), None)  # token shift and convolution write up to there
         kept = retention(subject.model, texts, PREFIX, distances)
-        found = trace(subject, texts, distances, choose(subject)).kept
+        found = trace(subject.model, texts, distances, choose(subject)).kept
         for site in found:
             half = torch.full_like(kept[site].half_life, tau * math.log(2))
             torch.testing.assert_close(kept[site].half_life, half)
@@ -120,3 +122,24 @@ def test_attention_is_exchanged_but_has_no_state_to_probe() -> None:
 def test_a_short_text_is_refused() -> None:
     with pytest.raises(UserError, match="longer text"):
         memory(planted.subject(planted.model(1), texts=8, length=40))
+
+
+def test_lengths_that_were_asked_for_are_measured_or_refused() -> None:
+    toy = planted.subject(planted.model(100), texts=8, lengths=(5, 24))
+    recall = next(row for kind, row in memory(toy) if kind == "recall")
+    assert recall["distances"] == [0, 1, 2, 5, 16, 24]
+    with pytest.raises(UserError, match="longer text"):
+        memory(replace(toy, lengths=(50,)))
+
+
+def test_shards_find_what_one_piece_finds_and_keep_no_more(monkeypatch) -> None:
+    """The states of a shard are let go before those of the next are read."""
+    toy = planted.subject(planted.model(100), texts=32)
+    distances, texts, clusters = setting(toy)
+    asked = toy.model, texts, clusters, distances, choose(toy)
+    whole, _ = follow(*asked)
+    monkeypatch.setattr(information, "SHARD", 16)
+    parts, known = follow(*asked)
+    torch.testing.assert_close(parts.log_p, whole.log_p)
+    assert parts.states == whole.states == {}
+    assert known and known[0].shape == (2, 32, len(distances))

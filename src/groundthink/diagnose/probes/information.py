@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,17 @@ PER_DIM = 20
 """Rows that a probe needs for each dimension it reads."""
 BUCKETS = 256
 """Size of a sketch."""
+
+
+SHARD = 256
+"""Most texts whose states are held at once; probes are fitted to the texts of one shard."""
+
+
+def shards(texts: int) -> list[slice]:
+    """Shards of as many texts, of like size."""
+    count = -(-texts // SHARD)
+    edges = [texts * i // count for i in range(count + 1)]
+    return [slice(*ends) for ends in pairwise(edges)]
 
 
 def dims_for(rows: int) -> int:

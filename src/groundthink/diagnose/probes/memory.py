@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +17,17 @@ from groundthink.diagnose.probes.curves import (
     numbers,
     over_distance,
 )
-from groundthink.diagnose.probes.information import PER_DIM, dims_for, information, leading
+from groundthink.diagnose.probes.information import (
+    PER_DIM,
+    dims_for,
+    information,
+    leading,
+    shards,
+)
 from groundthink.diagnose.probes.registry import Row, probe
 from groundthink.diagnose.probes.retention import Retention, retention
 from groundthink.diagnose.probes.tracer import (
+    ASKED,
     PREFIX,
     SWAPPED,
     VALUES,
@@ -29,15 +37,19 @@ from groundthink.diagnose.probes.tracer import (
     Site,
     Trace,
     choose,
+    joined,
     setting,
+    swapped,
     trace,
 )
 from groundthink.diagnose.subject import Subject
+from groundthink.models.base import LanguageModel
+from groundthink.models.build import build
 from groundthink.verdicts.statistics import Interval, Paired, bootstrap_mean, exact
 from groundthink.verdicts.verdict import Finding, judge, skipped
 
-ASKED = 16
-"""Distance in tokens at which verdicts are given."""
+NEEDED = -(-PER_DIM * (VALUES - 1) // VALUES)
+"""Texts that a probe needs."""
 AFTER = f"after {ASKED} tokens"
 READ = 32
 """Texts from which the predicted retention is averaged."""
@@ -45,41 +57,79 @@ READ = 32
 
 @probe("memory", "what the states keep of a planted fact, and what reads it")
 def memory(subject: Subject) -> list[Row]:
-    """Predicted retention, probed information and recall of a planted fact over token distance."""
+    """Predicted retention, probed information and recall of a planted fact over token distance,
+    beside those of a model with the same weights before training."""
     distances, texts, clusters = setting(subject)
     facts = choose(subject)
-    found = trace(subject, texts, distances, facts)
-    rows = [_recall(subject, facts, found, distances, clusters)]
+    found, known = follow(subject.model, texts, clusters, distances, facts)
+    fresh = build(subject.config, seed=subject.seed, device=str(subject.device)).eval()
+    untrained, unlearnt = follow(fresh, texts, clusters, distances, facts, swaps=0)
+    rows = [_recall(subject, facts, found, untrained, distances, clusters)]
     rows += _reads(found, distances, clusters)
-    findings = _behaviour(found, distances, clusters)
-    needed = -(-PER_DIM * (VALUES - 1) // VALUES)
-    if not found.states:
+    findings = _behaviour(found, untrained, distances, clusters)
+    if not found.kept:
         reason = "no layer of this model has a state of fixed size"
         findings.append(skipped("memory", "information", reason))
-    elif len(texts) < needed:
-        reason = f"a probe needs {needed} texts; give --samples {needed}"
+    elif not known or not unlearnt:
+        reason = f"a probe needs {NEEDED} texts; give --samples {NEEDED}"
         findings.append(skipped("memory", "information", reason))
     else:
         predicted = retention(subject.model, texts[:READ], PREFIX, distances)
-        bits, control = probed(found.states, clusters)
-        rows += _sites(found, predicted, bits, control, distances, clusters)
-        findings += _probes(list(found.states), bits, control, distances, clusters)
+        bits = Known(*known, unlearnt[0])
+        rows += _sites(found, predicted, bits, distances, clusters)
+        findings += _probes(list(found.kept), bits, distances, clusters)
     return [*rows, *(("finding", finding.record()) for finding in findings)]
 
 
-def _behaviour(found: Trace, distances: list[int], clusters: list[int]) -> list[Finding]:
+class Known(NamedTuple):
+    """What probes find in the states, bits [sites, texts, distances]."""
+
+    bits: Tensor
+    """About the planted value."""
+    shuffled: Tensor
+    """About values drawn at random."""
+    untrained: Tensor
+    """About the planted value, in the states of a model that has learnt nothing."""
+
+
+def follow(
+    model: LanguageModel,
+    texts: Tensor,
+    clusters: list[int],
+    distances: list[int],
+    facts: Facts,
+    swaps: int = SWAPPED,
+) -> tuple[Trace, tuple[Tensor, Tensor] | None]:
+    """The trace of all texts without their states, and what `probed` finds in those, if the texts
+    are enough and the model has such states."""
+    parts, found = [], []
+    for part in shards(len(texts)):
+        trail = trace(model, texts[part], distances, facts, 0 if part.start else swaps)
+        if trail.states and len(texts) >= NEEDED:
+            found.append(probed(trail.states, clusters[part]))
+        parts.append(replace(trail, states={}))
+    if not found:
+        return joined(parts), None
+    bits, control = (torch.cat(x, 1) for x in zip(*found, strict=True))
+    return joined(parts), (bits, control)
+
+
+def _behaviour(
+    found: Trace, untrained: Trace, distances: list[int], clusters: list[int]
+) -> list[Finding]:
     """Verdicts on recall, on the exchange of the whole state, and on what each branch carries."""
-    gain = _gain(found)[:, distances.index(ASKED)]
-    findings = [judge("memory", "recall", bootstrap_mean(gain, clusters), AFTER)]
+    gain, before = (_gain(x)[:, distances.index(ASKED)] for x in (found, untrained))
+    note = f"{AFTER}; {before.mean():+.2g} before training"
+    findings = [judge("memory", "recall", bootstrap_mean(gain, clusters), note)]
     # With the whole state of the other run the answer is the other run's, whatever the model is.
-    answers = found.log_p[:SWAPPED, 1::2, :2, :2]
+    at = [distances.index(d) for d in swapped(distances)]
+    answers = found.log_p[:SWAPPED, at, :2, :2]
     preference = answers[..., 0] - answers[..., 1]
     error = (found.moved[WHOLE] - (preference[..., 0] - preference[..., 1])).abs().mean()
     findings.append(judge("memory", "error of a whole exchange", exact(float(error), len(answers))))
-    at = distances[1::2].index(ASKED)
     for layer, part in found.moved:
         if layer is None and part in BRANCHES:
-            share = _share(found, (layer, part), at, clusters)
+            share = _share(found, (layer, part), swapped(distances).index(ASKED), clusters)
             findings.append(
                 judge("memory", "share read", share, AFTER, part)
                 if share
@@ -89,17 +139,20 @@ def _behaviour(found: Trace, distances: list[int], clusters: list[int]) -> list[
 
 
 def _probes(
-    sites: list[Site], bits: Tensor, control: Tensor, distances: list[int], clusters: list[int]
+    sites: list[Site], known: Known, distances: list[int], clusters: list[int]
 ) -> list[Finding]:
     """Verdicts on what the states hold, and on the control that must hold nothing."""
     findings = []
+    asked = distances.index(ASKED)
     for branch in BRANCHES:
         layers = [i for i, site in enumerate(sites) if site[1] == branch]
         if layers:
-            at = bits[layers][:, :, distances.index(ASKED)].mean(0).cpu()
-            found = bootstrap_mean(at, clusters)
-            findings.append(judge("memory", "information", found, AFTER, branch))
-    leak = bootstrap_mean(control.mean((0, 2)).cpu(), clusters)
+            at, before = (x[layers, :, asked].mean(0).cpu() for x in (known.bits, known.untrained))
+            note = f"{AFTER}; {before.mean():.2g} before training"
+            findings.append(
+                judge("memory", "information", bootstrap_mean(at, clusters), note, branch)
+            )
+    leak = bootstrap_mean(known.shuffled.mean((0, 2)).cpu(), clusters)
     return [*findings, judge("memory", "shuffled information", leak)]
 
 
@@ -111,7 +164,12 @@ def _gain(found: Trace) -> Tensor:
 
 
 def _recall(
-    subject: Subject, facts: Facts, found: Trace, distances: list[int], clusters: list[int]
+    subject: Subject,
+    facts: Facts,
+    found: Trace,
+    untrained: Trace,
+    distances: list[int],
+    clusters: list[int],
 ) -> Row:
     """Behaviour: gain in log-probability, and how often the planted value is the likeliest."""
     gain = over_distance(_gain(found), clusters)
@@ -119,6 +177,7 @@ def _recall(
     return "recall", {
         "distances": distances,
         "gain": bounds_of(gain),
+        "untrained": _gain(untrained).mean(0).tolist(),
         "choice": bounds_of(over_distance(right.float().mean(2), clusters)),
         "chance": 1 / VALUES,
         "half_life": half_life_of(gain, distances),
@@ -133,7 +192,7 @@ def _reads(found: Trace, distances: list[int], clusters: list[int]) -> list[Row]
     rows: list[Row] = []
     for (layer, part), moved in found.moved.items():
         shares = [_share(found, (layer, part), i, clusters) for i in range(moved.shape[1])]
-        fields = {"layer": layer, "part": part or "all", "distances": distances[1::2]}
+        fields = {"layer": layer, "part": part or "all", "distances": swapped(distances)}
         rows.append(("read", {**fields, "share": bounds(shares), "texts": len(moved)}))
     return rows
 
@@ -150,17 +209,16 @@ def _share(found: Trace, place: Place, at: int, clusters: list[int]) -> Interval
 def _sites(
     found: Trace,
     predicted: dict[Site, Retention],
-    bits: Tensor,
-    control: Tensor,
+    known: Known,
     distances: list[int],
     clusters: list[int],
 ) -> list[Row]:
     """What each branch of each layer keeps: by its decays, and as a probe finds it."""
     rows: list[Row] = []
-    for i, (layer, branch) in enumerate(found.states):
+    for i, (layer, branch) in enumerate(found.kept):
         site = (layer, branch)
         share = predicted[site].kept.float().cpu()
-        known = over_distance(bits[i], clusters)
+        held = over_distance(known.bits[i], clusters)
         kept = over_distance(found.kept[site], clusters)
         edges = torch.tensor([0.25, 0.5, 0.75])
         fields: dict[str, Any] = {
@@ -169,10 +227,11 @@ def _sites(
             "distances": distances,
             "predicted": share.quantile(edges, dim=1).tolist(),
             "predicted_half_life": predicted[site].half_life.float().cpu().quantile(edges).tolist(),
-            "bits": bounds_of(known),
-            "control": control[i].mean(0).tolist(),
+            "bits": bounds_of(held),
+            "control": known.shuffled[i].mean(0).tolist(),
+            "untrained": known.untrained[i].mean(0).tolist(),
             "most_bits": math.log2(VALUES),
-            "half_life": half_life_of(known, distances),
+            "half_life": half_life_of(held, distances),
             "kept": bounds_of(kept),
             "kept_half_life": half_life_of(kept, distances),
             "write": numbers(bootstrap_mean(found.written[site].cpu(), clusters)),

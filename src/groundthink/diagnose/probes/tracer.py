@@ -7,7 +7,7 @@ text, so that whatever differs between two runs was done by the fact.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -34,6 +34,10 @@ TEXTS = 8
 """Texts followed at once."""
 SWAPPED = 32
 """Texts whose states are interchanged."""
+PLACES = 8
+"""Places whose states are interchanged in one forward pass."""
+ASKED = 16
+"""Distance in tokens at which verdicts are given."""
 
 Site = tuple[int, str]
 """Layer and branch."""
@@ -73,11 +77,15 @@ def choose(subject: Subject) -> Facts:
 
 
 def setting(subject: Subject) -> tuple[list[int], Tensor, list[int]]:
-    """Distances 0, 1, 2, 4 ... and texts long enough for the longest, with their clusters.
+    """Distances 0, 1, 2, 4 ..., or 0, 1, 2, `ASKED` and the lengths that were asked for; texts long
+    enough for the longest, with their clusters.
 
     Raises:
-        UserError: the text or the model is too short for `SHORTEST`.
+        UserError: the text or the model is too short for the lengths, or for `SHORTEST`.
     """
+    if subject.lengths:
+        distances = sorted({0, 1, 2, ASKED, *subject.lengths})
+        return distances, *subject.stretches(subject.samples, PREFIX + 1 + distances[-1])
     longest = LONGEST
     if not subject.model.recurrent:
         room = subject.config.context_length - PREFIX - 5  # cue and value, and the cue again
@@ -112,16 +120,30 @@ class Trace:
     """Log-probability at the cue of each value asked for, by planted value [N, D, K, K]."""
     moved: dict[Place, Tensor]
     """Change of the logit difference of two values when the state of a place comes from the run
-    with the other value, at every second distance from the second on [up to SWAPPED, D / 2]."""
+    with the other value, at the distances `swapped` [texts, distances]."""
+
+
+def swapped(distances: list[int]) -> list[int]:
+    """Every second distance from the second on, and `ASKED`."""
+    return [d for i, d in enumerate(distances) if i % 2 or d == ASKED]
 
 
 @torch.inference_mode()
-def trace(subject: Subject, texts: Tensor, distances: list[int], facts: Facts) -> Trace:
-    """Plant each value in each text and follow it over the distances."""
-    parts = [
-        _follow(subject.model, facts, part, TEXTS * i, distances)
-        for i, part in enumerate(texts.split(TEXTS))
-    ]
+def trace(
+    model: LanguageModel, texts: Tensor, distances: list[int], facts: Facts, swaps: int = SWAPPED
+) -> Trace:
+    """Plant each value in each text and follow it over the distances; exchange states in the first
+    `swaps` texts."""
+    return joined(
+        [
+            _follow(model, facts, part, distances, swap=TEXTS * i < swaps)
+            for i, part in enumerate(texts.split(TEXTS))
+        ]
+    )
+
+
+def joined(parts: Sequence[Trace]) -> Trace:
+    """The trace of all texts from those of a few each."""
 
     def join(field: str) -> dict:
         found = [getattr(part, field) for part in parts]
@@ -132,14 +154,14 @@ def trace(subject: Subject, texts: Tensor, distances: list[int], facts: Facts) -
 
 
 def _follow(
-    model: LanguageModel, facts: Facts, texts: Tensor, number: int, distances: list[int]
+    model: LanguageModel, facts: Facts, texts: Tensor, distances: list[int], swap: bool
 ) -> Trace:
-    """The trace of a few texts; `number` is that of the first of them."""
+    """The trace of a few texts."""
     n, k = len(texts), len(facts.values)
-    cues = facts.cues[torch.arange(number, number + n, device=texts.device) % len(facts.cues)]
+    cues = facts.cues[torch.arange(n, device=texts.device) % len(facts.cues)]
     sites = branch_sites(model)
     states, gaps, changes = ({site: [] for site in sites} for _ in range(3))
-    moved = {place: [] for place in swap_places(model)} if number < SWAPPED else {}
+    moved = {place: [] for place in swap_places(model)} if swap else {}
     log_p = []
     for i, (before, state) in enumerate(_stages(model, facts, texts, cues, distances)):
         for site in sites:
@@ -153,7 +175,7 @@ def _follow(
         _, at_cue = model.features(first, state)
         answer = ask(model, last, at_cue).log_softmax(-1)[:, facts.values]
         log_p.append(answer.unflatten(0, (n, k)))
-        if i % 2 and moved:
+        if moved and distances[i] in swapped(distances):
             for place, x in interchange(model, cues[:, 1:], at_cue, facts.values).items():
                 moved[place].append(x)
     fact = {site: (own, (a + b) / 2) for site, (own, a, b) in changes.items()}
@@ -204,18 +226,28 @@ def interchange(
     own, other = (state.map(lambda x, i=i: x[i.flatten()]) for i in (pair, pair.flip(1)))
     token = token.repeat_interleave(2, 0)
 
-    def preference(state: State) -> Tensor:
-        logits = ask(model, token, state)
-        return (logits[:, values[0]] - logits[:, values[1]]).view(n, 2)
+    def preferences(*states: State) -> Tensor:
+        logits = ask(model, token.repeat(len(states), 1), stacked(states))
+        return (logits[:, values[0]] - logits[:, values[1]]).view(len(states), n, 2)
 
-    before = preference(own)
-    towards = before.new_tensor([-0.5, 0.5])
-
-    def swapped(layer: int | None, part: str | None) -> State:
+    def exchanged(layer: int | None, part: str | None) -> State:
         layers, parts = None if layer is None else [layer], part and [part]
         return own.patch(other, layers=layers, parts=parts)
 
-    return {place: (preference(swapped(*place)) - before) @ towards for place in swap_places(model)}
+    before = preferences(own)
+    towards = before.new_tensor([-0.5, 0.5])
+    found, places = {}, swap_places(model)
+    for first in range(0, len(places), PLACES):
+        here = places[first : first + PLACES]
+        moved = preferences(*(exchanged(*place) for place in here)) - before
+        found |= dict(zip(here, moved @ towards, strict=True))
+    return found
+
+
+def stacked(states: Sequence[State]) -> State:
+    """The rows of several states in one."""
+    trees = [dict(state.items()) for state in states]
+    return State.from_items({name: torch.cat([tree[name] for tree in trees]) for name in trees[0]})
 
 
 def branch_sites(model: LanguageModel) -> list[Site]:
