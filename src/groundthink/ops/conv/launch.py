@@ -20,10 +20,14 @@ BLOCK = 128
 """Channels of a program: four for each thread of a warp."""
 
 
+PROGRAMS = 2048
+"""Programs that fill the machine."""
+
+
 def _stretch(batch: int, steps: int, blocks: int) -> int:
-    """Tokens of a program: as many as leave 2048 programs, between 8 and 128."""
+    """Tokens of a program: as many as leave it filled, between 8 and 128."""
     stretch = 8
-    while stretch < 128 and stretch < steps and batch * steps * blocks > 2 * 2048 * stretch:
+    while stretch < 128 and stretch < steps and batch * steps * blocks > 2 * PROGRAMS * stretch:
         stretch *= 2
     return stretch
 

@@ -89,6 +89,41 @@ def _store(ptr, value, t, width, channel, inside):
     tl.store(ptr + at, value.to(ptr.dtype.element_ty), inside)
 
 
+@triton.jit
+def _resets(reset_ptr, start, end, steps):
+    """Whether a reset is near enough to the stretch to matter; few are, and the others walk on."""
+    found = False
+    if reset_ptr is not None:
+        near = start - 2 + tl.arange(0, 256)  # a stretch has 128 tokens at most
+        inside = (near >= 0) & (near < tl.minimum(end + 3, steps))
+        found = tl.max(tl.load(reset_ptr + near, inside, 0).to(tl.int32)) > 0
+    return found
+
+
+@triton.jit
+def _walk(
+    x_ptr, window_ptr, reset_ptr, y_ptr, start, end, steps, x_step, channel, real,
+    w0, w1, w2, w3, bias, SIZE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    x1, x2, x3 = _taps_before(
+        x_ptr, window_ptr, reset_ptr, start, steps, x_step, channel, real, WIDTH
+    )
+    for i in range(0, tl.cdiv(end - start, 4)):
+        t = start + 4 * i
+        at = x_ptr + t.to(tl.int64) * x_step + channel
+        inputs = (
+            tl.load(at, real, 0),
+            tl.load(at + x_step, _among(real, t + 1, 0, end), 0),
+            tl.load(at + 2 * x_step, _among(real, t + 2, 0, end), 0),
+            tl.load(at + 3 * x_step, _among(real, t + 3, 0, end), 0),
+        )
+        for k in tl.static_range(4):
+            y, x1, x2, x3 = _forward_step(
+                inputs[k], x1, x2, x3, w0, w1, w2, w3, bias, reset_ptr, t + k, steps
+            )
+            _store(y_ptr, y, t + k, SIZE, channel, _among(real, t + k, 0, end))
+
+
 @kernel
 def _forward(
     x_ptr,
@@ -132,23 +167,16 @@ def _forward(
         w2 = _tap(weight_ptr, channel, real, 2, WIDTH)
         w3 = _tap(weight_ptr, channel, real, 3, WIDTH)
         bias = tl.load(bias_ptr + channel, real, 0).to(tl.float32)
-        x1, x2, x3 = _taps_before(
-            x_ptr, window_ptr, reset_ptr, start, steps, x_step, channel, real, WIDTH
-        )
-        for i in range(0, tl.cdiv(end - start, 4)):
-            t = start + 4 * i
-            at = x_ptr + t.to(tl.int64) * x_step + channel
-            inputs = (
-                tl.load(at, real, 0),
-                tl.load(at + x_step, _among(real, t + 1, 0, end), 0),
-                tl.load(at + 2 * x_step, _among(real, t + 2, 0, end), 0),
-                tl.load(at + 3 * x_step, _among(real, t + 3, 0, end), 0),
-            )
-            for k in tl.static_range(4):
-                y, x1, x2, x3 = _forward_step(
-                    inputs[k], x1, x2, x3, w0, w1, w2, w3, bias, reset_ptr, t + k, steps
-                )
-                _store(y_ptr, y, t + k, SIZE, channel, _among(real, t + k, 0, end))
+        if _resets(reset_ptr, start, end, steps):
+            _walk(
+                x_ptr, window_ptr, reset_ptr, y_ptr, start, end, steps, x_step, channel, real,
+                w0, w1, w2, w3, bias, SIZE, WIDTH,
+            )  # fmt: skip
+        else:
+            _walk(
+                x_ptr, window_ptr, None, y_ptr, start, end, steps, x_step, channel, real,
+                w0, w1, w2, w3, bias, SIZE, WIDTH,
+            )  # fmt: skip
         if end == steps:
             x1, x2, x3 = _taps_before(
                 x_ptr, window_ptr, reset_ptr, end, steps, x_step, channel, real, WIDTH
@@ -242,6 +270,53 @@ def _backward_step(
     )  # fmt: skip
 
 
+@triton.jit
+def _walk_backward(
+    x_ptr, window_ptr, reset_ptr, dy_ptr, dfinal_ptr, dx_ptr, dwindow_ptr,
+    start, end, steps, x_step, dy_step, channel, real, w0, w1, w2, w3, bias,
+    STEP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    x1, x2, x3 = _taps_before(
+        x_ptr, window_ptr, reset_ptr, start, steps, x_step, channel, real, WIDTH
+    )
+    p1 = tl.zeros((BLOCK,), tl.float32)
+    p2, p3, dw0, dw1, dw2, dw3, dbias = p1, p1, p1, p1, p1, p1, p1
+    seen = start - 4
+    for i in range(0, tl.cdiv(end + 3 - start, 4)):
+        t = start + 4 * i
+        at = x_ptr + t.to(tl.int64) * x_step + channel
+        dy = dy_ptr + t.to(tl.int64) * dy_step + channel
+        in0, in1 = _among(real, t, 0, steps), _among(real, t + 1, 0, steps)
+        in2, in3 = _among(real, t + 2, 0, steps), _among(real, t + 3, 0, steps)
+        inputs = (
+            tl.load(at, in0, 0),
+            tl.load(at + x_step, in1, 0),
+            tl.load(at + 2 * x_step, in2, 0),
+            tl.load(at + 3 * x_step, in3, 0),
+        )
+        grads = (
+            tl.load(dy, in0, 0),
+            tl.load(dy + dy_step, in1, 0),
+            tl.load(dy + 2 * dy_step, in2, 0),
+            tl.load(dy + 3 * dy_step, in3, 0),
+        )
+        for k in tl.static_range(4):
+            p1, p2, p3 = _due(dfinal_ptr, p1, p2, p3, t + k, steps, channel, real, WIDTH)
+            x1, x2, x3, seen = _cut(
+                reset_ptr, dx_ptr, dwindow_ptr, x1, x2, x3, p1, p2, p3, t + k, steps, seen,
+                start, end, channel, real, STEP, WIDTH,
+            )  # fmt: skip
+            done, p1, p2, p3, x1, x2, x3, dw0, dw1, dw2, dw3, dbias = _backward_step(
+                inputs[k], x1, x2, x3, grads[k], t + k < end, w0, w1, w2, w3, bias,
+                p1, p2, p3, dw0, dw1, dw2, dw3, dbias,
+            )  # fmt: skip
+            _deliver(
+                dx_ptr, dwindow_ptr, done, t + k - 3, seen, start, end, channel, real,
+                STEP, WIDTH,
+            )  # fmt: skip
+    return dw0, dw1, dw2, dw3, dbias
+
+
 @kernel
 def _backward(
     x_ptr,
@@ -300,44 +375,18 @@ def _backward(
         w2 = _tap(weight_ptr, channel, real, 2, WIDTH)
         w3 = _tap(weight_ptr, channel, real, 3, WIDTH)
         bias = tl.load(bias_ptr + channel, real, 0).to(tl.float32)
-        x1, x2, x3 = _taps_before(
-            x_ptr, window_ptr, reset_ptr, start, steps, x_step, channel, real, WIDTH
-        )
-        p1 = tl.zeros((BLOCK,), tl.float32)
-        p2, p3, dw0, dw1, dw2, dw3, dbias = p1, p1, p1, p1, p1, p1, p1
-        seen = start - 4
-        for i in range(0, tl.cdiv(end + 3 - start, 4)):
-            t = start + 4 * i
-            at = x_ptr + t.to(tl.int64) * x_step + channel
-            dy = dy_ptr + t.to(tl.int64) * dy_step + channel
-            in0, in1 = _among(real, t, 0, steps), _among(real, t + 1, 0, steps)
-            in2, in3 = _among(real, t + 2, 0, steps), _among(real, t + 3, 0, steps)
-            inputs = (
-                tl.load(at, in0, 0),
-                tl.load(at + x_step, in1, 0),
-                tl.load(at + 2 * x_step, in2, 0),
-                tl.load(at + 3 * x_step, in3, 0),
-            )
-            grads = (
-                tl.load(dy, in0, 0),
-                tl.load(dy + dy_step, in1, 0),
-                tl.load(dy + 2 * dy_step, in2, 0),
-                tl.load(dy + 3 * dy_step, in3, 0),
-            )
-            for k in tl.static_range(4):
-                p1, p2, p3 = _due(dfinal_ptr, p1, p2, p3, t + k, steps, channel, real, WIDTH)
-                x1, x2, x3, seen = _cut(
-                    reset_ptr, dx_ptr, dwindow_ptr, x1, x2, x3, p1, p2, p3, t + k, steps, seen,
-                    start, end, channel, real, STEP, WIDTH,
-                )  # fmt: skip
-                done, p1, p2, p3, x1, x2, x3, dw0, dw1, dw2, dw3, dbias = _backward_step(
-                    inputs[k], x1, x2, x3, grads[k], t + k < end, w0, w1, w2, w3, bias,
-                    p1, p2, p3, dw0, dw1, dw2, dw3, dbias,
-                )  # fmt: skip
-                _deliver(
-                    dx_ptr, dwindow_ptr, done, t + k - 3, seen, start, end, channel, real,
-                    STEP, WIDTH,
-                )  # fmt: skip
+        if _resets(reset_ptr, start, end, steps):
+            dw0, dw1, dw2, dw3, dbias = _walk_backward(
+                x_ptr, window_ptr, reset_ptr, dy_ptr, dfinal_ptr, dx_ptr, dwindow_ptr,
+                start, end, steps, x_step, dy_step, channel, real, w0, w1, w2, w3, bias,
+                STEP, WIDTH, BLOCK,
+            )  # fmt: skip
+        else:
+            dw0, dw1, dw2, dw3, dbias = _walk_backward(
+                x_ptr, window_ptr, None, dy_ptr, dfinal_ptr, dx_ptr, dwindow_ptr,
+                start, end, steps, x_step, dy_step, channel, real, w0, w1, w2, w3, bias,
+                STEP, WIDTH, BLOCK,
+            )  # fmt: skip
         taps = shares_ptr + channel * WIDTH + (WIDTH - 1)
         tl.store(taps, dw0, real)
         if WIDTH > 1:

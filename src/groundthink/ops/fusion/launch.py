@@ -22,6 +22,8 @@ from groundthink.ops.shares import gradient
 
 TILE = 1024
 """Elements of a tile."""
+STAGES = 2
+"""Tiles in flight, backward."""
 FILL = 16
 """Warps a multiprocessor that share the rows of a gradient."""
 
@@ -84,7 +86,7 @@ def _gate_grad(
         _gate_backward[(some,)](
             r, m, norm_r, norm_m, weight, gate, dout, dgate, dr, dm, shares,
             n, r_step, m_step, dout_step, eps,
-            size, r_unit, m_unit, dout_unit, pad, tall, num_warps=warps,
+            size, r_unit, m_unit, dout_unit, pad, tall, STAGES, num_warps=warps,
         )  # fmt: skip
     return dr, dm, gradient(shares, norm_r, norm_m, weight)
 
@@ -174,7 +176,7 @@ def _gains_grad(
         _gains_backward[(some,)](
             r, m, norm_r, norm_m, gain_r, gain_m, dout, dr, dm, shares,
             n, r_step, m_step, dout_step, eps,
-            size, r_unit, m_unit, dout_unit, pad, tall, num_warps=warps,
+            size, r_unit, m_unit, dout_unit, pad, tall, STAGES, num_warps=warps,
         )  # fmt: skip
     return dr, dm, gradient(shares, norm_r, norm_m, gain_r, gain_m)
 
