@@ -12,6 +12,7 @@ from torch import Tensor
 
 from groundthink.diagnose.measures import sketch
 from groundthink.diagnose.probes.change import debiased_cka
+from groundthink.diagnose.probes.information import SHARD
 from groundthink.diagnose.probes.registry import Row
 from groundthink.diagnose.states import matrices
 from groundthink.diagnose.subject import Subject
@@ -38,7 +39,7 @@ def compare(a: Subject, b: Subject) -> list[Row]:
         found.append(("comparison", _paired("mean RWKV-6 share", "", shares, clusters)))
     for where in states[0].keys() & states[1].keys() if len(texts) > 3 else ():
         cka = debiased_cka(states[0][where], states[1][where])
-        found.append(("likeness", {"where": where, "cka": cka, "n": len(texts)}))
+        found.append(("likeness", {"where": where, "cka": cka, "n": len(states[0][where])}))
     return sorted(found, key=lambda row: (row[0], row[1].get("where", "")))
 
 
@@ -65,7 +66,7 @@ def _read(
         bits.append(float(nats) / math.log(2) / len(text.encode()))
         if "gate" in named:
             shares.append(float(named["gate"].mean()))
-        for where, matrix in matrices(named["state"]).items():
+        for where, matrix in matrices(named["state"]).items() if len(bits) <= SHARD else ():
             states.setdefault(where, []).append(sketch(matrix).cpu())
     return bits, shares, {where: torch.cat(parts) for where, parts in states.items()}
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import weakref
+from importlib import import_module
 
 import pytest
 import torch
 from diagnose.probes import planted
 from toys import randomized, small
 
+from groundthink.diagnose.probes import information as readers
 from groundthink.diagnose.probes.coupling import BEFORE, LENGTH, SOON, TAUS, coupling, spearman
-from groundthink.diagnose.probes.flow import flow, labels, parts, positions, sources
+from groundthink.diagnose.probes.flow import flow, parts, positions, question, ranks, sources
 from groundthink.diagnose.probes.information import information
 from groundthink.diagnose.probes.tracer import branch_sites, matrix
 from groundthink.layers.state import State
@@ -56,9 +59,33 @@ def test_decompositions_are_those_that_are_known(name: str) -> None:
 def test_labels_are_the_frequent_tokens_at_an_offset() -> None:
     texts = torch.arange(170).remainder(20).repeat(3, 1)
     texts[:, ::2] = 5
-    y = labels(texts, 1)
-    assert torch.equal(y == 0, texts[:, [p + 1 for p in positions()]] == 5)
-    assert int(y.max()) <= 15 and y.shape == (3, len(positions()))
+    asked = question(texts, [0, 1, 2], 1, ranks(texts))
+    at = texts[:, [p + 1 for p in positions()]].flatten()
+    assert torch.equal(asked.y == 0, at[asked.kept] == 5)
+    assert int(asked.y.max()) <= 15 and len(asked.documents) == int(asked.kept.sum())
+
+
+def test_the_states_of_a_shard_are_let_go_before_the_next_are_read(monkeypatch) -> None:
+    module, alive, most = import_module("groundthink.diagnose.probes.flow"), [], []
+    genuine = module.read
+
+    def read(model, texts):
+        states = genuine(model, texts)
+        alive.append([weakref.ref(x) for x in states.values()])
+        most.append(sum(ref() is not None for refs in alive for ref in refs))
+        return states
+
+    monkeypatch.setattr(module, "read", read)
+    monkeypatch.setattr(readers, "SHARD", 10)
+    monkeypatch.setattr(module, "VARIABLES", {"current": 0})
+    toy = planted.subject(planted.model(1), texts=30, length=170, tokens=16)
+    texts = torch.stack(list(toy.documents))
+    with torch.no_grad():
+        rows, _ = module._known(toy, texts, list(range(30)))
+    sites = len(branch_sites(toy.model))
+    assert most == [sites, 2 * sites] * 3
+    about = next(row for kind, row in rows if kind == "flow_variable")
+    assert about["texts"] == 30 and about["rows"] == 30 * len(positions())
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from toys import randomized, small
 
 from groundthink.diagnose.probes import information
 from groundthink.diagnose.probes.curves import half_life
-from groundthink.diagnose.probes.memory import follow, memory, probed
+from groundthink.diagnose.probes.memory import memory, probed
 from groundthink.diagnose.probes.retention import retention
 from groundthink.diagnose.probes.tracer import PREFIX, WHOLE, choose, setting, swapped, trace
 from groundthink.errors import UserError
@@ -132,14 +134,22 @@ def test_lengths_that_were_asked_for_are_measured_or_refused() -> None:
         memory(replace(toy, lengths=(50,)))
 
 
-def test_shards_find_what_one_piece_finds_and_keep_no_more(monkeypatch) -> None:
-    """The states of a shard are let go before those of the next are read."""
+def test_the_states_of_a_shard_are_let_go_before_the_next_are_read(monkeypatch) -> None:
+    module, alive = import_module("groundthink.diagnose.probes.memory"), []
     toy = planted.subject(planted.model(100), texts=32)
     distances, texts, clusters = setting(toy)
     asked = toy.model, texts, clusters, distances, choose(toy)
-    whole, _ = follow(*asked)
+    whole, _ = module.follow(*asked)
+
+    def watched(*args):
+        assert not any(ref() is not None for ref in alive)
+        found = trace(*args)
+        alive.extend(weakref.ref(x) for x in found.states.values())
+        return found
+
+    monkeypatch.setattr(module, "trace", watched)
     monkeypatch.setattr(information, "SHARD", 16)
-    parts, known = follow(*asked)
+    parts, known = module.follow(*asked)
     torch.testing.assert_close(parts.log_p, whole.log_p)
-    assert parts.states == whole.states == {}
+    assert parts.states == whole.states == {} and len(alive) == 4
     assert known and known[0].shape == (2, 32, len(distances))

@@ -9,15 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from groundthink.diagnose.components import BRANCHES
 from groundthink.diagnose.losses import token_losses
+from groundthink.diagnose.probes.curves import bounds_of, half_life_of, numbers, over_distance
+from groundthink.diagnose.probes.registry import Row
 from groundthink.diagnose.probes.tracer import Site, branch_sites, matrix
 from groundthink.diagnose.states import PARTS
 from groundthink.layers.state import State
 from groundthink.models.base import LanguageModel
+from groundthink.verdicts.statistics import bootstrap_mean
+from groundthink.verdicts.verdict import Finding, judge, skipped
 
 BEFORE = 32
 """Tokens that have filled the state."""
@@ -31,6 +37,8 @@ LENGTH = BEFORE + TAUS[-1] + 1
 """Tokens of a text, the last target included."""
 TEXTS = 8
 """Texts in one pass."""
+FEWEST_STATES = 4
+"""States below which their ranks say nothing."""
 
 
 @dataclass(frozen=True)
@@ -149,3 +157,44 @@ def _ranks(x: Tensor) -> Tensor:
     below = (x[..., None, :] < x[..., None]).sum(-1)
     equal = (x[..., None, :] == x[..., None]).sum(-1)
     return below + (equal - 1) / 2
+
+
+def coupled(
+    model: LanguageModel, texts: Tensor, clusters: list[int]
+) -> tuple[list[Row], list[Finding]]:
+    """Credit, value and write-credit coupling of every state, as rows and verdicts."""
+    found = coupling(model, texts)
+    total = torch.stack([state.share for state in found.values()]).sum(0).clamp(min=1e-30)
+    rows: list[Row] = []
+    for (layer, branch), state in found.items():
+        credit = over_distance(state.credit, clusters)
+        means = {
+            "value": state.value,
+            "zeroed": state.zeroed,
+            "share": state.share / total,
+            "write": state.write,
+        }
+        fields: dict[str, Any] = {
+            name: numbers(bootstrap_mean(x.cpu(), clusters)) for name, x in means.items()
+        }
+        fields |= {"taus": list(TAUS), "credit": bounds_of(credit)}
+        fields["half_life"] = half_life_of(credit, list(TAUS))
+        rows.append(("coupling", {"layer": layer, "branch": branch, **fields}))
+    findings = [_agreement(list(found.values()), clusters)]
+    own = [state.share for (_, branch), state in found.items() if branch == BRANCHES[0]]
+    if 0 < len(own) < len(found):
+        share = bootstrap_mean((torch.stack(own).sum(0) / total).cpu(), clusters)
+        findings.append(judge("flow", "coupling share", share, where=BRANCHES[0]))
+    return rows, findings
+
+
+def _agreement(found: Sequence[Coupling], clusters: list[int]) -> Finding:
+    """Whether first-order values rank the states of a text as zeroing them does."""
+    if len(found) < FEWEST_STATES:
+        reason = f"{len(found)} states cannot be ranked; {FEWEST_STATES} can"
+        return skipped("flow", "value against zeroing", reason)
+    value, zeroed = (
+        torch.stack([getattr(state, name) for state in found], 1) for name in ("value", "zeroed")
+    )
+    rho = bootstrap_mean(spearman(value, zeroed).cpu(), clusters)
+    return judge("flow", "value against zeroing", rho, f"over {len(found)} states of each text")

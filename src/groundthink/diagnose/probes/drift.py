@@ -11,6 +11,7 @@ from torch import Tensor
 from groundthink.diagnose.components import branches, parallel
 from groundthink.diagnose.measures import sketch
 from groundthink.diagnose.probes.change import CALM, WIDE, debiased_cka, detector, energy_test
+from groundthink.diagnose.probes.information import SHARD
 from groundthink.diagnose.probes.registry import Row, probe
 from groundthink.diagnose.states import matrices
 from groundthink.diagnose.subject import Subject
@@ -104,7 +105,7 @@ def _turns(subject: Subject) -> Iterator[Row]:
         yield "finding", skipped("drift", name, "the model has no recurrent state").record()
         return
     try:
-        text, _ = subject.stretches(subject.samples, TURNS * length)
+        text, _ = subject.stretches(min(SHARD, subject.samples), TURNS * length)
     except UserError as error:
         yield "finding", skipped("drift", name, str(error)).record()
         return
@@ -149,7 +150,7 @@ def _checkpoints(subject: Subject) -> Iterator[Row]:
         return
     found = {f: pretrained.read_meta(f)["step"] for f in subject.folder.glob("checkpoints/step-*")}
     others = {folder: step for folder, step in sorted(found.items()) if step != subject.steps}
-    text, _ = subject.stretches(subject.samples, subject.train_length)
+    text, _ = subject.stretches(min(SHARD, subject.samples), subject.train_length)
     mine = next(turn_states(subject.model, text, subject.train_length))
     for folder, step in others.items():
         model, _ = pretrained.load(folder, device=subject.device)

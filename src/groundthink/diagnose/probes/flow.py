@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from groundthink.diagnose.components import BRANCHES
-from groundthink.diagnose.probes.coupling import LENGTH, TAUS, Coupling, coupling, spearman
-from groundthink.diagnose.probes.curves import bounds_of, half_life_of, numbers, over_distance
+from groundthink.diagnose.probes.coupling import LENGTH, coupled
+from groundthink.diagnose.probes.curves import numbers
 from groundthink.diagnose.probes.information import (
     PER_DIM,
     WILDEST,
     dims_for,
     information,
     leading,
+    shards,
     sketch,
 )
 from groundthink.diagnose.probes.registry import Row, probe
@@ -41,8 +42,6 @@ FEWEST = 8
 """Dimensions below which a probe of both states is not tried."""
 ROWS = 32
 """Texts in one pass."""
-FEWEST_STATES = 4
-"""States below which their ranks say nothing."""
 COUPLED = 32
 """Texts that gradients are taken of."""
 
@@ -57,7 +56,7 @@ def flow(subject: Subject) -> list[Row]:
     length = max(FIRST + STRIDE * (READS - 1) + 2, LENGTH)
     texts, clusters = subject.stretches(subject.samples, length)
     rows, findings = _known(subject, texts, clusters)
-    more, others = _coupled(subject, texts[:COUPLED], clusters[:COUPLED])
+    more, others = coupled(subject.model, texts[:COUPLED], clusters[:COUPLED])
     return [*rows, *more, *(("finding", finding.record()) for finding in findings + others)]
 
 
@@ -82,13 +81,13 @@ def positions() -> range:
     return range(FIRST, FIRST + STRIDE * READS, STRIDE)
 
 
-def labels(texts: Tensor, offset: int) -> Tensor:
-    """The token at an offset from each position as the rank of its frequency [N, READS]; -1 for
-    those that are not among the `CLASSES` most frequent."""
+def ranks(texts: Tensor) -> Tensor:
+    """The rank of each token id by its frequency; -1 for those that are not among the `CLASSES`
+    most frequent."""
     rank = texts.new_full((int(texts.max()) + 1,), -1)
     top = texts.flatten().bincount().argsort(descending=True, stable=True)[:CLASSES]
     rank[top] = torch.arange(len(top), device=texts.device)
-    return rank[texts[:, [position + offset for position in positions()]]]
+    return rank
 
 
 def sources(*states: Tensor, dims: int, documents: Tensor) -> tuple[Tensor, ...]:
@@ -152,47 +151,97 @@ class Question:
         return replace(self, y=self.y[order.to(self.y.device)])
 
 
-def question(texts: Tensor, clusters: list[int], offset: int) -> Question:
-    """The variable at an offset from the last token read."""
-    y = labels(texts, offset).flatten()
+def question(texts: Tensor, clusters: list[int], offset: int, rank: Tensor) -> Question:
+    """The variable at an offset from the last token read, by the `ranks` of tokens."""
+    y = rank[texts[:, [position + offset for position in positions()]]].flatten()
     documents = torch.tensor(clusters).repeat_interleave(READS)
     return Question(y >= 0, y[y >= 0], documents[(y >= 0).cpu()].tolist())
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What was found about one variable in all texts, for each row with a label."""
+
+    y: Tensor
+    """The labels [n]."""
+    documents: list[int]
+    embedding: Tensor
+    """Bits that the embedding of the last token holds [n]."""
+    layers: dict[int, dict[str, Tensor]]
+    """Bits that states hold, by layer as `measured` names them [n]."""
+    dims: int
+
+
 def _known(subject: Subject, texts: Tensor, clusters: list[int]) -> tuple[list[Row], list[Finding]]:
     """What the states know of each variable, with the controls."""
-    model = subject.model
-    states = read(model, texts)
-    fresh = build(model.config, seed=subject.seed, device=str(subject.device)).eval()
-    untrained = read(fresh, texts)
+    fresh = build(subject.config, seed=subject.seed, device=str(subject.device)).eval()
+    rank = ranks(texts)
+    found: dict[str, list[Answer | Finding]] = {name: [] for name in VARIABLES}
+    for part in shards(len(texts)):
+        for name, answer in _answers(subject.model, fresh, texts[part], clusters[part], rank):
+            found[name].append(answer)
     rows: list[Row] = []
     findings: list[Finding] = []
+    for name, answers in found.items():
+        known = [answer for answer in answers if isinstance(answer, Answer)]
+        findings += [answer for answer in answers if isinstance(answer, Finding)][:1]
+        if known:
+            whole = joined(known)
+            rows += _rows(name, whole, len(texts))
+            findings += _verdicts(name, whole)
+    return rows, findings
+
+
+def _answers(
+    model: LanguageModel, fresh: LanguageModel, texts: Tensor, clusters: list[int], rank: Tensor
+) -> Iterator[tuple[str, Answer | Finding]]:
+    """The answers of one shard, or why there is none."""
+    states, untrained = (read(each, texts) for each in (model, fresh))
     for name, offset in VARIABLES.items():
-        asked = question(texts, clusters, offset)
+        asked = question(texts, clusters, offset, rank)
         if asked.dims < FEWEST:
             needed = -(-FEWEST * PER_DIM * len(texts) // max(1, len(asked.y)))
             reason = f"a probe needs about {needed} texts; give --samples {needed}"
-            findings.append(skipped("flow", f"information, {name}", reason))
+            yield name, skipped("flow", f"information, {name}", reason)
             continue
         embedded = model.embed(texts[:, list(positions())]).flatten(0, 1)[asked.kept][None]
-        control = asked.bits(leading(embedded.float(), min(asked.dims, embedded.shape[2])))[0]
-        share = asked.y.bincount(minlength=CLASSES) / len(asked.y)
-        about = {
-            "variable": name,
-            "entropy": float(torch.special.entr(share).sum()) / math.log(2),
-            "embedding": numbers(bootstrap_mean(control[0].cpu(), asked.documents)),
-            "rows": len(asked.y),
-            "dims": asked.dims,
-            "texts": len(texts),
-        }
-        rows.append(("flow_variable", about))
-        found = measured(asked, states, untrained)
-        rows += [
-            ("flow", {"layer": layer, "variable": name, **_fields(Paired(bits, asked.documents))})
-            for layer, bits in found.items()
-        ]
-        findings += _verdicts(name, found, asked)
-    return rows, findings
+        embedded = leading(embedded.float(), min(asked.dims, embedded.shape[2]))
+        control = asked.bits(embedded)[0, 0].cpu()
+        layers = measured(asked, states, untrained)
+        yield name, Answer(asked.y, asked.documents, control, layers, asked.dims)
+
+
+def joined(answers: Sequence[Answer]) -> Answer:
+    """The answer of all texts from those of the shards."""
+    return Answer(
+        torch.cat([answer.y for answer in answers]),
+        [document for answer in answers for document in answer.documents],
+        torch.cat([answer.embedding for answer in answers]),
+        {
+            layer: {name: torch.cat([a.layers[layer][name] for a in answers]) for name in bits}
+            for layer, bits in answers[0].layers.items()
+        },
+        answers[0].dims,
+    )
+
+
+def _rows(name: str, answer: Answer, texts: int) -> list[Row]:
+    share = answer.y.bincount(minlength=CLASSES) / len(answer.y)
+    about = {
+        "variable": name,
+        "entropy": float(torch.special.entr(share).sum()) / math.log(2),
+        "embedding": numbers(bootstrap_mean(answer.embedding, answer.documents)),
+        "rows": len(answer.y),
+        "dims": answer.dims,
+        "texts": texts,
+    }
+    fields = {
+        layer: _fields(Paired(bits, answer.documents)) for layer, bits in answer.layers.items()
+    }
+    return [
+        ("flow_variable", about),
+        *(("flow", {"layer": i, "variable": name, **field}) for i, field in fields.items()),
+    ]
 
 
 def measured(
@@ -237,11 +286,12 @@ def _fields(found: Paired) -> dict[str, Any]:
     return fields
 
 
-def _verdicts(variable: str, found: dict[int, dict[str, Tensor]], asked: Question) -> list[Finding]:
+def _verdicts(variable: str, answer: Answer) -> list[Finding]:
     """Verdicts on the mean over layers: the control, and what is known of the next token."""
-    names = set.intersection(*(set(bits) for bits in found.values()))
-    mean = {name: torch.stack([bits[name] for bits in found.values()]).mean(0) for name in names}
-    paired = Paired(mean, asked.documents)
+    found = answer.layers.values()
+    names = set.intersection(*map(set, found))
+    mean = {name: torch.stack([bits[name] for bits in found]).mean(0) for name in names}
+    paired = Paired(mean, answer.documents)
     shuffled = paired.interval(lambda m: m["shuffled"])
     findings = [judge("flow", "shuffled information", shuffled, where=variable)]
     if variable != "next":
@@ -261,44 +311,3 @@ def _verdicts(variable: str, found: dict[int, dict[str, Tensor]], asked: Questio
         )
         findings.append(judge("flow", "information share", share, "of the next token", name))
     return findings
-
-
-def _coupled(
-    subject: Subject, texts: Tensor, clusters: list[int]
-) -> tuple[list[Row], list[Finding]]:
-    """Credit, value and write-credit coupling of every state."""
-    found = coupling(subject.model, texts)
-    total = torch.stack([state.share for state in found.values()]).sum(0).clamp(min=1e-30)
-    rows: list[Row] = []
-    for (layer, branch), state in found.items():
-        credit = over_distance(state.credit, clusters)
-        means = {
-            "value": state.value,
-            "zeroed": state.zeroed,
-            "share": state.share / total,
-            "write": state.write,
-        }
-        fields: dict[str, Any] = {
-            name: numbers(bootstrap_mean(x.cpu(), clusters)) for name, x in means.items()
-        }
-        fields |= {"taus": list(TAUS), "credit": bounds_of(credit)}
-        fields["half_life"] = half_life_of(credit, list(TAUS))
-        rows.append(("coupling", {"layer": layer, "branch": branch, **fields}))
-    findings = [_agreement(list(found.values()), clusters)]
-    own = [state.share for (_, branch), state in found.items() if branch == BRANCHES[0]]
-    if 0 < len(own) < len(found):
-        share = bootstrap_mean((torch.stack(own).sum(0) / total).cpu(), clusters)
-        findings.append(judge("flow", "coupling share", share, where=BRANCHES[0]))
-    return rows, findings
-
-
-def _agreement(found: Sequence[Coupling], clusters: list[int]) -> Finding:
-    """Whether first-order values rank the states of a text as zeroing them does."""
-    if len(found) < FEWEST_STATES:
-        reason = f"{len(found)} states cannot be ranked; {FEWEST_STATES} can"
-        return skipped("flow", "value against zeroing", reason)
-    value, zeroed = (
-        torch.stack([getattr(state, name) for state in found], 1) for name in ("value", "zeroed")
-    )
-    rho = bootstrap_mean(spearman(value, zeroed).cpu(), clusters)
-    return judge("flow", "value against zeroing", rho, f"over {len(found)} states of each text")

@@ -61,6 +61,7 @@ def sketch(x: Tensor, size: int = BUCKETS) -> Tensor:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # kept for whoever asks next
 def _grouping(m: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(m)
     order = torch.randperm(m, generator=generator)

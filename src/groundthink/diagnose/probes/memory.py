@@ -102,16 +102,30 @@ def follow(
 ) -> tuple[Trace, tuple[Tensor, Tensor] | None]:
     """The trace of all texts without their states, and what `probed` finds in those, if the texts
     are enough and the model has such states."""
-    parts, found = [], []
-    for part in shards(len(texts)):
-        trail = trace(model, texts[part], distances, facts, 0 if part.start else swaps)
-        if trail.states and len(texts) >= NEEDED:
-            found.append(probed(trail.states, clusters[part]))
-        parts.append(replace(trail, states={}))
-    if not found:
-        return joined(parts), None
-    bits, control = (torch.cat(x, 1) for x in zip(*found, strict=True))
-    return joined(parts), (bits, control)
+    pieces = [
+        _shard(model, texts[part], clusters[part], distances, facts, 0 if part.start else swaps)
+        for part in shards(len(texts))
+    ]
+    known = [bits for _, bits in pieces if bits]
+    whole = joined([trail for trail, _ in pieces])
+    if not known:
+        return whole, None
+    bits, control = (torch.cat(x, 1) for x in zip(*known, strict=True))
+    return whole, (bits, control)
+
+
+def _shard(
+    model: LanguageModel,
+    texts: Tensor,
+    clusters: list[int],
+    distances: list[int],
+    facts: Facts,
+    swaps: int,
+) -> tuple[Trace, tuple[Tensor, Tensor] | None]:
+    """`follow` of one shard, whose states are let go here."""
+    found = trace(model, texts, distances, facts, swaps)
+    enough = found.states and len(texts) >= NEEDED
+    return replace(found, states={}), probed(found.states, clusters) if enough else None
 
 
 def _behaviour(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from groundthink.diagnose import measures
 from groundthink.diagnose.components import branches
+from groundthink.diagnose.probes.information import SHARD
 from groundthink.diagnose.probes.retention import log_decays
 from groundthink.diagnose.states import PARTS
 from groundthink.diagnose.tape import Call, tape
@@ -89,19 +90,22 @@ def gated(model: LanguageModel) -> list[str]:
 def observe(model: LanguageModel, texts: Tensor, stops: Sequence[int]) -> Table:
     """Measure every recurrence at every stop, and the gates, on texts [N, T].
 
+    Of a text only numbers are kept, and of the first `SHARD` also sketches of the states.
+
     Returns:
         For a branch: rms, turn (cosine with the state at the stop before), shift (relative change
         since then), written, forgotten, output, rank and entropy [texts, stops], the last two of
         the first `SPECTRA` texts; log_decay [texts, channels or heads], mean over tokens; sketch
-        [texts, every second stop, BUCKETS]; apart [pairs of texts]. For a block with a gate: gate
-        and saturated [texts].
+        [first texts, every second stop, BUCKETS]; apart [pairs of texts]. For a block with a gate:
+        gate and saturated [texts].
     """
     found: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
     for first in range(0, len(texts), ROWS):
         part = texts[first : first + ROWS]
         for name, columns in _batch(model, part, stops, spectra=first == 0).items():
             for quantity, values in columns.items():
-                found[name][quantity].append(values.cpu())
+                if quantity != "sketch" or first < SHARD:
+                    found[name][quantity].append(values.cpu())
     return {
         name: {quantity: torch.cat(parts) for quantity, parts in columns.items()}
         for name, columns in found.items()
