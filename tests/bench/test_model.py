@@ -25,7 +25,7 @@ def test_speed_memory_and_stability_of_a_small_model(bench: BenchModel, monkeypa
     for kind in ("training", "inference"):
         assert rows[f"B1 {kind} 2x24, {bench.model}"]["value"] > 0
         assert rows[f"B1 {kind} 2x24, {bench.model} over reference"]["n"] == 2
-        assert rows[f"B2 {kind} memory 2x24, {bench.model}"]["rest"] > 0
+        assert rows[f"B2 {kind} memory 2x24, {bench.model}"]["peak"] > 0
     b3 = rows["B3 loss change"]
     assert b3["verdict"] == "PASS"
     assert b3["end"] < b3["start"] and b3["n"] == 60 and b3["grad_norm"] > 0
