@@ -27,8 +27,6 @@ CELLS = 8192
 """Of the state, that a program keeps in registers from chunk to chunk."""
 SHORTEST = 8
 """Chunks in a segment, at least."""
-NARROWEST = 64
-"""Width of a tile in half precision."""
 ROWS = 16
 """Of the state, that a program of a single step works on."""
 
@@ -86,7 +84,7 @@ class _Plan(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def _plan(b: int, t: int, h: int, p: int, g: int, n: int, dtype: torch.dtype, resets: bool):
-    chunks, width, height = _chunks(t, dtype), _padded(p, dtype), _padded(n, dtype)
+    chunks, width, height = _chunks(t, dtype), _padded(p), _padded(n)
     tile = min(width, max(16, CELLS // height))
     columns = -(-p // tile)
     segments = max(1, min(PROGRAMS // (b * h * columns), chunks // SHORTEST))
@@ -134,9 +132,9 @@ def _chunks(steps: int, dtype: torch.dtype) -> int:
     return -(-steps // _length(dtype))
 
 
-def _padded(size: int, dtype: torch.dtype) -> int:
-    """Width of a tile: a power of two."""
-    return max(16 if dtype == torch.float32 else NARROWEST, 1 << (size - 1).bit_length())
+def _padded(size: int) -> int:
+    """What a matrix product takes: a power of two from 16 on."""
+    return max(16, 1 << (size - 1).bit_length())
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -201,7 +199,7 @@ def _launch_step(x, dt, A, B, C, D, state, reset, y, last):
     strides = (s for t in (x, dt, B, C) for s in (t.stride(0), t.stride(2)))
     _step[b * h, -(-p // ROWS)](
         x, dt, A, B, C, D, reset, state, y, last, *strides, h,
-        R=h // g, P=p, N=n, ROWS=ROWS, BN=max(16, 1 << (n - 1).bit_length()),
+        R=h // g, P=p, N=n, ROWS=ROWS, BN=_padded(n),
         RESETS=reset is not None, FIRST=state is not None, SKIP=D is not None,
     )  # fmt: skip
 
@@ -266,8 +264,7 @@ def _launch_backward(
     )  # fmt: skip
     _within[b * plan.chunks, g](
         x, dt, A, B, C, D, reset, dstates, dy, *between, dx, ddt, dB, dC, sums,
-        *strides, t, h, plan.chunks, **plan.meta, SKIP=D is not None,
-        SUMS="ieee" if plan.meta["EXACT"] else "tf32", **plan.tuning("within"),
+        *strides, t, h, plan.chunks, **plan.meta, SKIP=D is not None, **plan.tuning("within"),
     )  # fmt: skip
     dA, dD = total(sums)
     return dx, ddt, dA, dB, dC, dD, dfirst

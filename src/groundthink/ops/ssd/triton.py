@@ -168,25 +168,28 @@ def _scan(
 
 @triton.jit
 def _chunk(
-    x_ptr, dt_ptr, B_ptr, C_ptr, reset_ptr,
-    x_b, x_t, dt_b, dt_t, B_b, B_t, B_g, C_b, C_t, C_g, T, H, chunks, g,
+    x_ptr, dt_ptr, B_ptr, C_ptr, x_b, x_t, dt_b, dt_t, B_b, B_t, B_g, C_b, C_t, C_g,
+    T, H, chunks, g,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, L: tl.constexpr,
-    RESETS: tl.constexpr,
+    LATEST: tl.constexpr,
 ):  # fmt: skip
     """What the programs of a chunk of group g start from.
 
-    Returns the pointers to x, dt and resets at the chunk; B and C; where in x, in tensors like y
-    and in a state the elements of a tile lie, and which of them there are; its tokens, how many
-    there are, the first of them and the chunk as rows of [B T] and [B chunks].
+    They take all sequences' first chunks first, or their last ones if LATEST: those that the kernel
+    before has touched last, of which the cache still holds some.
+    Returns the pointers to x and dt at the chunk; B and C; where in x, in tensors like y and in a
+    state the elements of a tile lie, and which of them there are; its tokens, how many there are,
+    the first of them and the chunk as rows of [B T] and [B chunks].
     """
-    c, b = (tl.program_id(0) % chunks).to(tl.int64), (tl.program_id(0) // chunks).to(tl.int64)
+    batch = tl.num_programs(0) // chunks
+    c, b = (tl.program_id(0) // batch).to(tl.int64), (tl.program_id(0) % batch).to(tl.int64)
+    if LATEST:
+        c = chunks - 1 - c
     p, n, l = tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, L)
     left = T - c * L
     token, chunk = b * T + c * L, b * chunks + c
     x_ptr += b * x_b + c * L * x_t
     dt_ptr += b * dt_b + c * L * dt_t
-    if RESETS:
-        reset_ptr += token
     x_in, n_in = (l < left)[:, None] & (p < P)[None, :], (l < left)[:, None] & (n < N)[None, :]
     B_ptr += b * B_b + c * L * B_t + g * B_g
     C_ptr += b * C_b + c * L * C_t + g * C_g
@@ -197,7 +200,6 @@ def _chunk(
     return (
         x_ptr,
         dt_ptr,
-        reset_ptr,
         B,
         C,
         x_cell,
@@ -213,6 +215,11 @@ def _chunk(
     )
 
 
+@triton.jit
+def _add(a, b, c, a_too, b_too, c_too):
+    return a + a_too, b + b_too, c + c_too
+
+
 @kernel(do_not_specialize=["T", "chunks", "share"])
 def _output(
     x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, reset_ptr, states_ptr, y_ptr,
@@ -222,11 +229,10 @@ def _output(
 ):  # fmt: skip
     """y of one chunk, for `share` of the heads of a group."""
     (
-        x_ptr, dt_ptr, reset_ptr, B, C, x_cell, y_cell, cell, x_in, n_in, ok, l, left, token, chunk,
+        x_ptr, dt_ptr, B, C, x_cell, y_cell, cell, x_in, n_in, ok, l, left, token, chunk,
     ) = _chunk(
-        x_ptr, dt_ptr, B_ptr, C_ptr, reset_ptr,
-        x_b, x_t, dt_b, dt_t, B_b, B_t, B_g, C_b, C_t, C_g, T, H, chunks,
-        tl.program_id(1) * share // R, P, N, BP, BN, L, RESETS,
+        x_ptr, dt_ptr, B_ptr, C_ptr, x_b, x_t, dt_b, dt_t, B_b, B_t, B_g, C_b, C_t, C_g,
+        T, H, chunks, tl.program_id(1) * share // R, P, N, BP, BN, L, True,
     )  # fmt: skip
     CB = tl.dot(C, tl.trans(B), input_precision="ieee")
     CB = tl.where(l[None, :] <= l[:, None], CB, 0.0)
@@ -236,7 +242,7 @@ def _output(
         x = tl.load(x_ptr + h * x_h + x_cell, mask=x_in, other=0.0)
         state = tl.load(states_ptr + (chunk * H + h) * (N * P) + cell, mask=ok, other=0.0)
         dt, whole, rest, document, start, _, _ = _decay(
-            dt_ptr + h * dt_h, dt_t, A, reset_ptr, 0, l, left, RESETS, EXACT
+            dt_ptr + h * dt_h, dt_t, A, reset_ptr, token, l, left, RESETS, EXACT
         )
         y = tl.dot(C, state, input_precision="ieee") * start[:, None]
         pairs = CB * _kept(
@@ -262,11 +268,10 @@ def _between(
     For one chunk and the heads of a group.
     """
     (
-        x_ptr, dt_ptr, reset_ptr, B, C, x_cell, y_cell, cell, x_in, n_in, ok, l, left, token, chunk,
+        x_ptr, dt_ptr, B, C, x_cell, y_cell, cell, x_in, n_in, ok, l, left, token, chunk,
     ) = _chunk(
-        x_ptr, dt_ptr, B_ptr, C_ptr, reset_ptr,
-        x_b, x_t, dt_b, dt_t, B_b, B_t, B_g, C_b, C_t, C_g, T, H, chunks,
-        tl.program_id(1), P, N, BP, BN, L, RESETS,
+        x_ptr, dt_ptr, B_ptr, C_ptr, x_b, x_t, dt_b, dt_t, B_b, B_t, B_g, C_b, C_t, C_g,
+        T, H, chunks, tl.program_id(1), P, N, BP, BN, L, False,
     )  # fmt: skip
     g, G = tl.program_id(1), tl.num_programs(1)
     dB = tl.zeros((L, BN), tl.float32)
@@ -280,15 +285,17 @@ def _between(
         state = tl.load(states_ptr + here + cell, mask=ok, other=0.0)
         dstate = tl.load(dstates_ptr + here + cell, mask=ok, other=0.0)
         dt, _, _, _, start, end, through = _decay(
-            dt_ptr + h * dt_h, dt_t, A, reset_ptr, 0, l, left, RESETS, EXACT
+            dt_ptr + h * dt_h, dt_t, A, reset_ptr, token, l, left, RESETS, EXACT
         )
         x_full, dy_full = x.to(tl.float32), dy.to(tl.float32)
         writes = tl.dot(B, dstate, input_precision="ieee")
-        writes = tl.sum(writes * x_full, 1) * end
+        reads = tl.dot(C, state, input_precision="ieee")
+        writes, reads, to_itself = tl.reduce(
+            (writes * x_full, reads * dy_full, x_full * dy_full), 1, _add
+        )
+        writes, reads = writes * end, reads * start
         x_end = (x_full * (dt * end)[:, None]).to(x.dtype)
         dB = tl.dot(x_end, tl.trans(dstate), dB, input_precision="ieee")
-        reads = tl.dot(C, state, input_precision="ieee")
-        reads = tl.sum(reads * dy_full, 1) * start
         dy_start = (dy_full * start[:, None]).to(x.dtype)
         dC = tl.dot(dy_start, tl.trans(state), dC, input_precision="ieee")
         kept = tl.sum(state.to(tl.float32) * dstate.to(tl.float32)) * through
@@ -300,7 +307,7 @@ def _between(
         tl.store(ddt_ptr + (token + l) * H + h, writes + dlog * A, mask=l < left)
         sums = sums_ptr + chunk * 2 * H + h
         tl.store(sums, tl.sum(dlog * dt))
-        tl.store(sums + H, tl.sum(x_full * dy_full))
+        tl.store(sums + H, tl.sum(to_itself))
     n_here = (token * G + g) * N + l[:, None] * (G * N) + tl.arange(0, BN)[None, :]
     tl.store(dB_ptr + n_here, dB, mask=n_in)
     tl.store(dC_ptr + n_here, dC, mask=n_in)
@@ -313,23 +320,20 @@ def _within(
     x_b, x_t, x_h, dt_b, dt_t, dt_h, B_b, B_t, B_g, C_b, C_t, C_g, T, H, chunks,
     R: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
     L: tl.constexpr, RESETS: tl.constexpr, EXACT: tl.constexpr, SKIP: tl.constexpr,
-    SUMS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of x, and what tokens of a chunk give to one another, added to `_between`.
 
     For one chunk and the heads of a group. Matrices over pairs of tokens are [s, t]: t reads s.
     """
     (
-        x_ptr, dt_ptr, reset_ptr, B, C, x_cell, y_cell, cell, x_in, n_in, ok, l, left, token, chunk,
+        x_ptr, dt_ptr, B, C, x_cell, y_cell, cell, x_in, n_in, ok, l, left, token, chunk,
     ) = _chunk(
-        x_ptr, dt_ptr, B_ptr, C_ptr, reset_ptr,
-        x_b, x_t, dt_b, dt_t, B_b, B_t, B_g, C_b, C_t, C_g, T, H, chunks,
-        tl.program_id(1), P, N, BP, BN, L, RESETS,
+        x_ptr, dt_ptr, B_ptr, C_ptr, x_b, x_t, dt_b, dt_t, B_b, B_t, B_g, C_b, C_t, C_g,
+        T, H, chunks, tl.program_id(1), P, N, BP, BN, L, True,
     )  # fmt: skip
     g, G = tl.program_id(1), tl.num_programs(1)
     across = l[:, None] <= l[None, :]  # of a decay and a later token
     BC = tl.where(across, tl.dot(B, tl.trans(C), input_precision="ieee"), 0.0)
-    wide: tl.constexpr = tl.bfloat16 if B.dtype == tl.bfloat16 else tl.float32  # for sums
     dBC = tl.zeros((L, L), tl.float32)
     for r in tl.range(0, R, disable_licm=True):
         h = tl.minimum(g * R + r, H - 1)  # see _between
@@ -339,7 +343,7 @@ def _within(
         dstate = tl.load(dstates_ptr + (chunk * H + h) * (N * P) + cell, mask=ok, other=0.0)
         here = (token + l) * H + h
         dt, whole, rest, document, _, end, _ = _decay(
-            dt_ptr + h * dt_h, dt_t, A, reset_ptr, 0, l, left, RESETS, EXACT
+            dt_ptr + h * dt_h, dt_t, A, reset_ptr, token, l, left, RESETS, EXACT
         )
         dpairs = tl.dot(x, tl.trans(dy), input_precision="ieee")
         kept = _kept(
@@ -351,10 +355,16 @@ def _within(
         dBC += dpairs * dt[:, None]
         passed = dpairs * BC
         given = tl.sum(passed, 1)
-        # What decays across a token: what earlier tokens gave to it and to later ones.
-        crossings = tl.trans((passed * dt[:, None]).to(wide))
-        crossings = tl.dot(across.to(wide), crossings, input_precision=SUMS)
-        crossings = tl.sum(tl.where(l[None, :] < l[:, None], crossings, 0.0), 1)
+        # What decays across a token: what earlier tokens gave to it and to later ones. As what they
+        # gave less what was taken up before it this is off by the last digits of fp32, which is
+        # too much for fp32 alone where decays are strong.
+        passed *= dt[:, None]
+        if EXACT:
+            crossings = tl.dot(across.to(tl.float32), tl.trans(passed), input_precision="ieee")
+            crossings = tl.sum(tl.where(l[None, :] < l[:, None], crossings, 0.0), 1)
+        else:
+            change = given * dt - tl.sum(passed, 0)
+            crossings = tl.cumsum(change, 0) - change
         dx = tl.dot(B, dstate, input_precision="ieee") * end[:, None]
         dx = tl.dot(pairs, dy, dx, input_precision="ieee") * dt[:, None]
         if SKIP:
