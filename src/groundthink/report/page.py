@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from groundthink.report import branches, figures, memory, summary, tables
+from groundthink.report import branches, figures, findings, memory, summary, tables
 from groundthink.report.run import Run, load
 from groundthink.report.shell import Section, document
 from groundthink.report.text import compact, count, esc, prose
@@ -92,7 +92,7 @@ def _learning_notes(run: Run) -> list[str]:
 
 def _checks(run: Run) -> Section:
     if run.gates:
-        return Section("checks", "Checks", html=tables.gates(run.gates))
+        return Section("checks", "Checks", html=findings.gates(run.gates))
     note = "No gate was measured; groundthink check does it, and the next report shows it."
     return Section("checks", "Checks", notes=[note])
 

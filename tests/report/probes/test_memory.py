@@ -25,6 +25,7 @@ def site(layer: int, branch: str, bits: float, half_life: dict | None) -> dict:
         "predicted": [[q * 0.9**d for d in AT] for q in (0.5, 0.8, 1.0)],
         "predicted_half_life": [10.0, 20.0, 30.0],
         "bits": curve(*[bits] * 7),
+        "untrained": [0.1] * 7,
         "most_bits": 2.0,
         "half_life": half_life,
         "kept_half_life": half_life,
@@ -41,6 +42,7 @@ def made(*branches: str, share: float | None = 0.25) -> dict:
     recall = {
         "distances": AT,
         "gain": curve(0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.0),
+        "untrained": [0.0] * 7,
         "choice": curve(*[0.5] * 7),
         "chance": 0.25,
         "half_life": half,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from groundthink.records import Record
-from groundthink.report.plot import COMPONENTS, INK, Figure, Json, axis, line, panel_label
+from groundthink.report.plot import COMPONENTS, FAINT, INK, Figure, Json, axis, line, panel_label
 from groundthink.report.run import Kinds
 from groundthink.report.shell import Section
 from groundthink.report.tables import table
@@ -139,11 +139,13 @@ def _curves(branch: str, rows: list[Record], recall: Record) -> Figure:
     bits = [statistics.fmean(v) for v in zip(*(row["bits"]["value"] for row in rows), strict=True)]
     soft = f"color-mix(in srgb, {color} 16%, transparent)"
     edge = {"mode": "lines", "width": 0, "showlegend": False, "hoverinfo": "skip"}
+    fresh = [statistics.fmean(v) for v in zip(*(row["untrained"] for row in rows), strict=True)]
     traces = [
         line(x, high, "", color, **edge),
         line(x, low, "", color, fill="tonexty", fillcolor=soft, **edge),
         line(x, middle, "by its decays", color, dash="dash"),
         line(x, _relative(bits), "found by a probe", color),
+        line(x, _relative(fresh, max(bits)), "found before training", FAINT),
         line(x, _relative(recall["gain"]["value"]), "recalled by the model", INK, dash="dot"),
     ]
     paper = statistics.median(row["predicted_half_life"][1] for row in rows)
@@ -157,7 +159,8 @@ def _curves(branch: str, rows: list[Record], recall: Record) -> Figure:
     caption = (
         "Mean over layers, each over its highest value. Shaded are the middle half of the "
         "channels or heads. Where the probe falls below the dashed line, later writes have drowned "
-        "what the decays leave. The dotted line is the behaviour of the whole model."
+        "what the decays leave. Grey: what a probe finds with random weights, on the same scale. "
+        "The dotted line is the behaviour of the whole model."
     )
     layout = {
         "xaxis": axis("tokens after the fact", type="category"),
@@ -166,15 +169,18 @@ def _curves(branch: str, rows: list[Record], recall: Record) -> Figure:
     return Figure(f"memory-curves-{branch}", title, caption, traces, layout, height=320)
 
 
-def _relative(values: Sequence[float]) -> list[float]:
-    top = max(values)
+def _relative(values: Sequence[float], top: float | None = None) -> list[float]:
+    top = max(values) if top is None else top
     return [max(0.0, value) / top if top > 0 else 0.0 for value in values]
 
 
 def _recall(recall: Record) -> Figure:
     gain = recall["gain"]
     x: list[Any] = list(map(str, recall["distances"]))
-    traces = [line(x, gain["value"], "gain", INK, mode="lines+markers", error_y=_bars(gain))]
+    traces = [
+        line(x, recall["untrained"], "before training", FAINT),
+        line(x, gain["value"], "gain", INK, mode="lines+markers", error_y=_bars(gain)),
+    ]
     at = recall["distances"].index(AT)
     value, low, high = (gain[edge][at] for edge in EDGES)
     unsure = low is None or high is None or low <= 0 <= high

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from groundthink import records
 from groundthink.errors import UserError
-from groundthink.report import summary, tables
+from groundthink.report import summary
+from groundthink.report.findings import gates
+from groundthink.report.probes.sentences import SAID
 from groundthink.report.run import Kinds, Run, load
 from groundthink.report.shell import Section, document
 from groundthink.report.text import count, esc, prose
@@ -62,7 +64,7 @@ def read(run: Run, name: str) -> Kinds:
 
 def _section(name: str, rows: Kinds) -> Section:
     section = import_module(f"groundthink.report.probes.{name}").section(rows)
-    findings = tables.gates(rows["finding"]) if "finding" in rows else ""
+    findings = gates(rows["finding"]) if "finding" in rows else ""
     return replace(section, html=section.html + findings)
 
 
@@ -74,7 +76,17 @@ def _header(run: Run, title: str, found: dict[str, Kinds]) -> str:
     return (
         f'<p class="meta">{" · ".join(esc(word) for word in words if word)}</p>'
         f"<h1>{esc(title)}</h1><p class='outcome'>{prose(outcome(verdicts))}</p>"
+        f'<dl class="found">{"".join(said(name, rows) for name, rows in found.items())}</dl>'
     )
+
+
+def said(name: str, rows: Kinds) -> str:
+    """What a probe found, in sentences, under a link to its section."""
+    sentences = " ".join(SAID[name](rows))
+    if not sentences:
+        return ""
+    link = f'<a href="#{name}">{name.capitalize()}</a>'
+    return f"<div><dt>{link}</dt><dd>{prose(sentences)}</dd></div>"
 
 
 def outcome(verdicts: Iterable[str]) -> str:
