@@ -30,11 +30,11 @@ class BenchModel:
     """CPU threads; 0 leaves torch's choice."""
     repeats: int = 20
     """Timed rounds of a race; each contestant runs once a round."""
-    seconds: float = 8.0
+    seconds: float = 6.0
     """Seconds of laps after which a contestant leaves a race, once it has run three."""
     patience: float = 600.0
     """Seconds that a contestant has to build, compile, tune and show that it is right."""
-    steps: int = 100
+    steps: int = 50
     """Training steps of B3."""
     against: tuple[str, ...] = ()
     """Contestants: reference, chunked or triton (this model on that form of the recurrences; the
@@ -84,7 +84,7 @@ class BenchOps:
     """Rounds before the timed ones."""
     repeats: int = 12
     """Timed rounds of a race; each contestant runs once a round."""
-    seconds: float = 8.0
+    seconds: float = 6.0
     """Seconds of laps after which a contestant leaves a race, once it has run three."""
     patience: float = 600.0
     """Seconds that a contestant has to build, compile, tune and show that it is right."""
@@ -119,7 +119,7 @@ class BenchDecode:
     """CPU threads; 0 leaves torch's choice."""
     repeats: int = 12
     """Timed rounds of a race; each contestant runs once a round."""
-    seconds: float = 8.0
+    seconds: float = 6.0
     """Seconds of laps after which a contestant leaves a race, once it has run three."""
     patience: float = 600.0
     """Seconds that a contestant has to build, compile, tune and show that it is right."""

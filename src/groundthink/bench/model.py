@@ -85,7 +85,7 @@ def measure(
     if "B2" in parts:
         for shaped in shapes:
             footprint(shaped, make_step, results, say)
-    return "B3" not in parts or stable(shapes[0], device, make_step, results, say)
+    return "B3" not in parts or stable(config, device, make_step, results, say)
 
 
 def agrees(name: str, config: BenchModel, device: torch.device, results: Results, say: Say) -> bool:
