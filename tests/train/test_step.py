@@ -164,17 +164,18 @@ def test_fp16_overflow_leaves_the_step_out_and_lowers_the_scale():
 
 
 @gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("variant", ["gf-mh", "hy", "hgf", "m2"])
-def test_sums_at_the_end_of_the_backward_pass_are_those_within_it(variant):
+def test_gradients_left_for_the_end_are_those_made_at_once(variant, precision):
     """On a width that the narrow kernels take and on one that they do not."""
-    device, config = torch.device("cuda"), TrainConfig(precision="bf16")
+    device, config = torch.device("cuda"), TrainConfig(precision=precision)
     for size in (64, 160):
         gradients = []
         for together in (True, False):
             model = build(small(variant, d_model=size), device=device, seed=1)
             runner = Stepper(model, config, device, True)
             if not together:
-                runner._gathered = contextlib.nullcontext
+                runner._later = contextlib.nullcontext
             runner._pass(Batch(*(x.to(device) for x in batch(4, 70))), None, 1)
             gradients.append([p.grad for p in model.parameters()])
         for a, b in zip(*gradients, strict=True):

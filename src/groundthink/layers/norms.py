@@ -70,11 +70,12 @@ def listened(module: nn.Module) -> bool:
     return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
-def entered(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The residual stream x and its norm, for a layer that reads the norm and adds to x."""
+def entered(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The residual stream x and its norm twice, for up to two layers that read it and add to x."""
     if isinstance(norm, RMSNorm) and not listened(norm):
         return residual_norm(x, norm.weight, norm.eps, dtype=product_dtype(x))
-    return x, norm(x)
+    y = norm(x)
+    return x, y, y
 
 
 NORMS = {"rms": RMSNorm, "layer": LayerNorm}

@@ -131,17 +131,17 @@ class Block(nn.Module):
         return {name: part for name, part in parts.items() if part}
 
     def mix(
-        self, x: Tensor, old: LayerState, reset: Tensor | None
+        self, x: list[Tensor], old: LayerState, reset: Tensor | None
     ) -> tuple[list[Tensor], LayerState]:
-        """Outputs of the mixers and their states."""
-
-        def run(name: str) -> tuple[Tensor, dict[str, Tensor]]:
-            return getattr(self, name)(x, old.get(name), reset)
-
-        if self.parallel and _leaves_room(x):
-            results = side_by_side(x, *(lambda name=name: run(name) for name in self.mixers))
+        """Outputs of the mixers and their states; x is the same for both."""
+        runs = [
+            functools.partial(getattr(self, name), own, old.get(name), reset)
+            for name, own in zip(self.mixers, x, strict=False)
+        ]
+        if self.parallel and _leaves_room(x[0]):
+            results = side_by_side(x[1], *runs)
         else:
-            results = [run(name) for name in self.mixers]
+            results = [run() for run in runs]
         new = dict(zip(self.mixers, (state for _, state in results), strict=True))
         return [y for y, _ in results], new
 
@@ -149,7 +149,7 @@ class Block(nn.Module):
         self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, LayerState]:
         old = state or {}
-        x, normed = entered(self.norm1, x)
+        x, *normed = entered(self.norm1, x)
         branches, new = self.mix(normed, old, reset)
         if not self.parallel:
             x = x + branches[0]
@@ -170,7 +170,7 @@ class Block(nn.Module):
             joined = self.ffn.joins(self.norm2, x)
             if joined is not None:
                 return joined, {}
-        x, normed = entered(self.norm2, x)
+        x, normed, _ = entered(self.norm2, x)
         y, new = self.ffn(normed, old, reset)
         return x + y, new
 

@@ -4,15 +4,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from groundthink.ops.fused import device_of
+from groundthink.ops.later import left
 from groundthink.ops.launching import kernel
 
 
@@ -53,77 +51,36 @@ def _totals(
     tl.store(out_ptr + column, tl.sum(total, axis=0)[None, :], column < width)
 
 
-TOGETHER = 16
-"""Sums that share a launch."""
-
-
-class Sums:
-    """Sums over programs that are left for the end of a backward pass, to share launches."""
-
-    def __init__(self):
-        self.pending: list[tuple[Tensor, Tensor]] = []
-
-    def finish(self, parameters: Iterable[Tensor]) -> None:
-        """Compute them, in the memory of the gradients of the parameters.
-
-        Autograd copies the gradient of a parameter that has several, before there is one here.
-        """
-        memory = {p.grad.untyped_storage().data_ptr() for p in parameters if p.grad is not None}
-        assert all(out.untyped_storage().data_ptr() in memory for _, out in self.pending)
-        while self.pending:
-            some, self.pending = self.pending[:TOGETHER], self.pending[TOGETHER:]
-            self._launch(some)
-
-    def _launch(self, some: list[tuple[Tensor, Tensor]]) -> None:
-        shares, outs = zip(*some, strict=True)
-        heights, widths = tuple(len(s) for s in shares), tuple(out.numel() for out in outs)
-        firsts, programs = [], 0
-        for width in widths:
-            firsts.append(programs)
-            programs += triton.cdiv(width, COLUMNS)
-        with device_of(shares[0]):
-            _totals[(programs,)](
-                shares, outs, heights, widths, tuple(firsts),
-                COUNT=len(some), ROWS=128, COLUMNS=COLUMNS, num_warps=8,
-            )  # fmt: skip
+def _launch(some: list[tuple[Tensor, Tensor]]) -> None:
+    """Each sum of shares in its memory."""
+    shares, outs = zip(*some, strict=True)
+    heights, widths = tuple(len(s) for s in shares), tuple(out.numel() for out in outs)
+    firsts, programs = [], 0
+    for width in widths:
+        firsts.append(programs)
+        programs += triton.cdiv(width, COLUMNS)
+    with device_of(shares[0]):
+        _totals[(programs,)](
+            shares, outs, heights, widths, tuple(firsts),
+            COUNT=len(some), ROWS=128, COLUMNS=COLUMNS, num_warps=8,
+        )  # fmt: skip
 
 
 COLUMNS = 32
-_sums: Sums | None = None
-
-
-@contextlib.contextmanager
-def gathered(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Within it, sums that are gradients of parameters are computed at the end.
-
-    The parameters have no gradients yet, and none of those sums has more than one use.
-    """
-    global _sums
-    _sums = sums = Sums()
-    try:
-        yield
-    finally:
-        _sums = None
-    sums.finish(parameters)
+"""Of a program of several sums."""
 
 
 def gradient(shares: Tensor, *parameters: Tensor | None) -> Tensor:
-    """`total` for the gradient of `parameters`, computed at the end of the pass if `gathered`.
-
-    Not so if one of them is not in fp32: its gradient will be cast before.
-    """
-    given = [p for p in parameters if p is not None]
-    if _sums is None or any(p.dtype != torch.float32 for p in given):
-        return total(shares)
-    out = torch.empty(shares.shape[1:], dtype=torch.float32, device=shares.device)
-    _sums.pending.append((shares, out.view_as(out)))  # autograd copies what somebody else holds
-    return out
+    """`total` for the gradient of `parameters`, where they can wait at the end of the pass."""
+    out = left(shares, parameters, _launch)
+    return total(shares) if out is None else out
 
 
-def total(shares: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Shares [P, ...] of P programs, in fp32, to their sum [...]."""
+def total(shares: Tensor, out: Tensor | None = None) -> Tensor:
+    """Shares [P, ...] of P programs, in fp32, to their sum [...], in `out` if it is given."""
     n, width = shares.shape[0], shares.shape[1:].numel()
-    out = torch.empty(shares.shape[1:], dtype=dtype, device=shares.device)
+    if out is None:
+        out = torch.empty(shares.shape[1:], dtype=shares.dtype, device=shares.device)
     tall = min(256, triton.next_power_of_2(max(n, 1)))
     columns = max(32, 2048 // tall)
     with device_of(shares):

@@ -13,41 +13,63 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from groundthink.ops.fused import device_of, processors, traced
+from groundthink.ops.later import aside, settled
 from groundthink.ops.linear.triton import _outer
 from groundthink.ops.shares import total
 
-ROWS, TILE, STAGES = 64, 128, 3
+ROWS, TILE, STAGES = 64, 128, 4
 MOST = 16
-"""Tiles of a launch; the library needs no help with more."""
+"""Tiles of a launch; the library needs no help with more, or with a single pair."""
 
 
 def outer(pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> list[Tensor]:
     """The sums ``a^T b`` over tokens of pairs a [n, M] and b [n, N], one after the other.
 
-    They are summed in fp32 and rounded to `dtype` once, if the kernel takes them.
+    They are gradients of weights (`ops.later`), and summed in fp32.
     """
+    jobs, tiles = _jobs(pairs)
+    first, sizes = pairs[0][0], [a.shape[1] * b.shape[1] for a, b in pairs]
+    alone = not jobs or tiles > MOST or len(pairs) == 1
+    flat = torch.empty(sum(sizes), dtype=first.dtype if alone else dtype, device=first.device)
+    sums = [
+        s.view(a.shape[1], b.shape[1]) for s, (a, b) in zip(flat.split(sizes), pairs, strict=True)
+    ]
+    with device_of(first), aside(*(t for pair in pairs for t in pair)):
+        if alone:
+            for (a, b), out in zip(pairs, sums, strict=True):
+                torch.mm(a.t(), b, out=out)
+        else:
+            _launch(pairs, jobs, tiles, flat)
+    if flat.dtype == dtype:
+        return sums
+    settled()
+    return [out.to(dtype) for out in sums]
+
+
+def _launch(pairs: Sequence[tuple[Tensor, Tensor]], jobs: tuple, tiles: int, out: Tensor) -> None:
+    first = pairs[0][0]
+    n, size = len(first), out.numel()
+    some = max(1, min(triton.cdiv(n, 2 * ROWS), processors(first.device) // tiles))
+    shares = torch.empty(some, size, dtype=torch.float32, device=first.device)
+    _outer[(some, tiles)](
+        tuple(a for a, _ in pairs), tuple(b for _, b in pairs), shares, n,
+        JOBS=jobs, SIZE=size, ROWS=ROWS, TILE=TILE, STAGES=STAGES, num_warps=8,
+    )  # fmt: skip
+    total(shares, out)
+
+
+def _jobs(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[tuple[tuple[int, ...], ...], int]:
+    """What the kernel is told of each pair, or nothing if it does not take them; and the tiles."""
     jobs, tiles, size = [], 0, 0
     for a, b in pairs:
         height, width = a.shape[1], b.shape[1]
         numbers = a.stride(0), b.stride(0), height, width
         if not _fits(a, b, numbers):
-            return [(a.t() @ b).to(dtype) for a, b in pairs]
+            return (), 0
         jobs.append((*(number // 8 for number in numbers), tiles, size // 8))
         tiles += triton.cdiv(height, TILE) * triton.cdiv(width, TILE)
         size += height * width
-    if tiles > MOST:
-        return [(a.t() @ b).to(dtype) for a, b in pairs]
-    first = pairs[0][0]
-    n = len(first)
-    some = max(1, min(triton.cdiv(n, 2 * ROWS), processors(first.device) // tiles))
-    shares = torch.empty(some, size, dtype=torch.float32, device=first.device)
-    with device_of(first):
-        _outer[(some, tiles)](
-            tuple(a for a, _ in pairs), tuple(b for _, b in pairs), shares, n,
-            JOBS=tuple(jobs), SIZE=size, ROWS=ROWS, TILE=TILE, STAGES=STAGES, num_warps=8,
-        )  # fmt: skip
-    sums = total(shares, dtype).split([a.shape[1] * b.shape[1] for a, b in pairs])
-    return [s.view(a.shape[1], b.shape[1]) for s, (a, b) in zip(sums, pairs, strict=True)]
+    return tuple(jobs), tiles
 
 
 def _fits(a: Tensor, b: Tensor, numbers: tuple[int, ...]) -> bool:

@@ -15,14 +15,14 @@ from groundthink.ops.mlp.triton import _backward, _forward
 from groundthink.ops.shares import gradient
 
 FORWARD = {"ROWS": 64, "UNITS": 64, "STAGES": 2, "num_warps": 4}
-BACKWARD = {"ROWS": 64, "UNITS": 64, "STAGES": 2, "num_warps": 8}
+BACKWARD = {"ROWS": 64, "UNITS": 32, "STAGES": 3, "num_warps": 4}
 """Tokens and hidden units of a tile, tiles of weights in flight, warps."""
 
 
 class _AddMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, norm: Tensor, up: Tensor, down: Tensor, eps: float, dtype):
-        ctx.dtypes = up.dtype, down.dtype
+        ctx.dtype = up.dtype
         up, down = (weight.to(dtype).contiguous() for weight in (up, down))
         x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
         ctx.save_for_backward(x, norm, up, down)
@@ -51,8 +51,8 @@ class _AddMLP(torch.autograd.Function):
                 x, norm, up, down, dout, dx, h, dy, units, dunits, shares, n, ctx.eps,
                 SIZE=size, HIDDEN=hidden, PAD=max(16, triton.next_power_of_2(size)), **BACKWARD,
             )  # fmt: skip
-        dup, ddown = outer([(dunits, h), (dy, units)], ctx.dtypes[0])
-        return dx, gradient(shares, norm).to(norm.dtype), dup, ddown.to(ctx.dtypes[1]), None, None
+        dup, ddown = outer([(dunits, h), (dy, units)], ctx.dtype)
+        return dx, gradient(shares, norm).to(norm.dtype), dup, ddown, None, None
 
 
 def add_mlp(

@@ -17,6 +17,10 @@ def _kernels():
     return launch
 
 
+def _twice(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return x, y, y
+
+
 BACKENDS = {
     "rms_norm": {
         "reference": reference.rms_norm,
@@ -24,8 +28,8 @@ BACKENDS = {
         "triton": lambda *args: _kernels().rms_norm(*args),
     },
     "residual_norm": {
-        "reference": lambda x, *args: (x, reference.rms_norm(x, *args)),
-        "eager": lambda x, *args: (x, eager.rms_norm(x, *args)),
+        "reference": lambda x, *args: _twice(x, reference.rms_norm(x, *args)),
+        "eager": lambda x, *args: _twice(x, eager.rms_norm(x, *args)),
         "triton": lambda *args: _kernels().residual_norm(*args),
     },
     "gated_rms_norm": {
@@ -76,8 +80,10 @@ def residual_norm(
     *,
     dtype: torch.dtype | None = None,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """The residual stream and its `rms_norm`: a gradient that comes by both is added on the way.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The residual stream and its `rms_norm` for two readers.
+
+    The gradients that come by the three are added on the way.
 
     Args:
         x: [..., C].
@@ -87,7 +93,7 @@ def residual_norm(
         backend: a name in ``BACKENDS["residual_norm"]``, or ``auto``.
 
     Returns:
-        x itself and its norm, [..., C] each.
+        x itself and its norm twice, [..., C] each.
 
     Raises:
         UserError: a shape does not fit, or the backend is unknown or cannot run here.

@@ -54,17 +54,22 @@ def _rms_grad(
     z: Tensor | None,
     weight: Tensor,
     dout: Tensor,
+    dmore: Tensor | None,
     dthrough: Tensor | None,
     groups: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, which has `dthrough` from elsewhere, of z, and of the weight."""
+    """Gradients of x, which has `dthrough` from elsewhere, of z, and of the weight.
+
+    That of the norm is dout, or the sum of both.
+    """
     width = x.shape[-1]
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dz = x.new_empty(0) if z is None else torch.empty(x.shape, dtype=z.dtype, device=x.device)
     x, x_step, x_unit = rows(x)
     dout, dout_step, dout_unit = rows(dout)
     z, z_step, z_unit = (None, 0, 1) if z is None else rows(z)
+    dmore, dmore_step, dmore_unit = (None, 0, 1) if dmore is None else rows(dmore)
     dthrough, dthrough_step, dthrough_unit = (None, 0, 1) if dthrough is None else rows(dthrough)
     n = x.numel() // width
     pad, tall, warps = tile_of(width // groups, BACK)
@@ -72,9 +77,10 @@ def _rms_grad(
     shares = torch.empty(some, width, dtype=torch.float32, device=x.device)
     with device_of(x):
         _rms_backward[(some, groups)](
-            x, z, weight, dout, dthrough, dx, None if z is None else dz, shares,
-            n, x_step, z_step, dout_step, dthrough_step, eps, width, width // groups,
-            x_unit, z_unit, dout_unit, dthrough_unit, pad, tall, STAGES, num_warps=warps,
+            x, z, weight, dout, dmore, dthrough, dx, None if z is None else dz, shares,
+            n, x_step, z_step, dout_step, dmore_step, dthrough_step, eps, width, width // groups,
+            x_unit, z_unit, dout_unit, dmore_unit, dthrough_unit, pad, tall, STAGES,
+            num_warps=warps,
         )  # fmt: skip
     return dx, dz, gradient(shares, weight).to(weight.dtype)
 
@@ -83,7 +89,7 @@ def _fake_rms(x, z, weight, groups, eps, dtype):
     return torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
-def _fake_rms_grad(x, z, weight, dout, dthrough, groups, eps):
+def _fake_rms_grad(x, z, weight, dout, dmore, dthrough, groups, eps):
     dz = x.new_empty(0) if z is None else z.new_empty(z.shape)
     return x.new_empty(x.shape), dz, torch.empty_like(weight)
 
@@ -94,7 +100,7 @@ def _rms_setup(ctx, inputs, _):
 
 
 def _rms_pull(ctx, dout):
-    dx, dz, dweight = _rms_gradient(*ctx.saved_tensors, dout, None, *ctx.rest)
+    dx, dz, dweight = _rms_gradient(*ctx.saved_tensors, dout, None, None, *ctx.rest)
     return dx, None if ctx.saved_tensors[1] is None else dz, dweight, None, None, None
 
 
@@ -113,24 +119,28 @@ class _ResidualNorm(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return x.view_as(x), _rms(x, None, weight, 1, eps, dtype)
+        y = _rms(x, None, weight, 1, eps, dtype)
+        return x.view_as(x), y, y.view_as(y)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dx: Tensor | None, dout: Tensor | None):
+    def backward(ctx, dx: Tensor | None, *douts: Tensor | None):
         x, weight = ctx.saved_tensors
-        if dout is None:
+        given = [dout for dout in douts if dout is not None]
+        if not given:
             return dx, None, None, None
-        dx, _, dweight = _rms_grad(x, None, weight, dout, dx, 1, ctx.eps)
+        dout, dmore = (*given, None)[:2]
+        dx, _, dweight = _rms_grad(x, None, weight, dout, dmore, dx, 1, ctx.eps)
         return dx, dweight, None, None
 
 
 def residual_norm(
     x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """`groundthink.ops.norm.residual_norm`."""
     if traced((x, weight)):
-        return x, rms_norm(x, weight, eps, dtype)
+        y = rms_norm(x, weight, eps, dtype)
+        return x, y, y
     return _ResidualNorm.apply(x, weight, eps, dtype)  # pyright: ignore
 
 

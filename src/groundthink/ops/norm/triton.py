@@ -56,6 +56,7 @@ def _rms_backward(
     z_ptr,
     weight_ptr,
     dout_ptr,
+    dmore_ptr,
     dthrough_ptr,
     dx_ptr,
     dz_ptr,
@@ -64,6 +65,7 @@ def _rms_backward(
     x_step,
     z_step,
     dout_step,
+    dmore_step,
     dthrough_step,
     eps,
     WIDTH: tl.constexpr,
@@ -71,6 +73,7 @@ def _rms_backward(
     X_UNIT: tl.constexpr,
     Z_UNIT: tl.constexpr,
     DOUT_UNIT: tl.constexpr,
+    DMORE_UNIT: tl.constexpr,
     DTHROUGH_UNIT: tl.constexpr,
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
@@ -87,6 +90,9 @@ def _rms_backward(
         x = tl.load(x_ptr + row * (x_step * X_UNIT) + channel, inside, 0).to(tl.float32)
         dout = tl.load(dout_ptr + row * (dout_step * DOUT_UNIT) + channel, inside, 0)
         dout = dout.to(tl.float32)
+        if dmore_ptr is not None:
+            dmore = tl.load(dmore_ptr + row * (dmore_step * DMORE_UNIT) + channel, inside, 0)
+            dout += dmore.to(tl.float32)
         if z_ptr is not None:
             z = tl.load(z_ptr + row * (z_step * Z_UNIT) + channel, inside, 0).to(tl.float32)
             gate, slope = silu_and_slope(z)
