@@ -31,7 +31,7 @@ BACKENDS = {
     },
     "parts": {
         "reference": reference.parts,
-        "eager": reference.parts,
+        "eager": eager.parts,
         "triton": lambda *args: _kernels().parts(*args),
     },
 }
