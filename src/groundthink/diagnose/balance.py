@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -66,15 +67,27 @@ def shares(model: nn.Module, calls: Tape) -> tuple[Layers, Layers]:
     The effective share is ||r_part|| / (||r_part|| + ||m_part||), the norms of what is added.
     """
     gates, effective = {}, {}
+    for where, block, outputs in fused(model, calls):
+        gates[where] = block.fusion.share(*outputs)
+        r, m = (part.float().norm() for part in block.fusion.parts(*outputs))
+        effective[where] = r / (r + m)
+    return by_layer(model, gates), by_layer(model, effective)
+
+
+def mean_gate(model: nn.Module, calls: Tape) -> float:
+    """Mean over layers of the gate, or of the share of RWKV where a fusion has none."""
+    gates = [block.fusion.share(*outputs) for _, block, outputs in fused(model, calls)]
+    return float(torch.stack(gates).mean())
+
+
+def fused(model: nn.Module, calls: Tape) -> Iterator[tuple[str, Block, tuple[Tensor, Tensor]]]:
+    """Name, block, and normed outputs of both branches, of every block that fuses two."""
     for where, block in model.get_submodule("blocks").named_children():
         if isinstance(block, Block) and block.parallel:
             outputs = (calls[f"blocks.{where}.{name}"][0].output[0] for name in block.mixers)
             full = block.norm1.weight.dtype  # of the weights: the outputs may come from autocast
-            normed = block.normed(*(output.to(full) for output in outputs))
-            gates[f"blocks.{where}"] = block.fusion.share(*normed)
-            r, m = (part.float().norm() for part in block.fusion.parts(*normed))
-            effective[f"blocks.{where}"] = r / (r + m)
-    return by_layer(model, gates), by_layer(model, effective)
+            r, m = (output.to(full) for output in outputs)
+            yield f"blocks.{where}", block, block.normed(r, m)
 
 
 def by_layer(model: nn.Module, values: dict[str, Tensor]) -> Layers:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from groundthink.diagnose.balance import output_rms, patterns, shares
+from groundthink.diagnose.balance import mean_gate, output_rms, patterns
 from groundthink.diagnose.components import branches, parallel, ratio
 from groundthink.diagnose.tape import Tape, tape
 from groundthink.layers.state import State
@@ -61,53 +61,51 @@ class States:
         if not branches(model):
             return []
         blocks = model.get_submodule("blocks").named_children()
-        state = State([self._tape[f"blocks.{i}"][0].output[1] for i, _ in blocks]).clone()
-        parts = {name: state.part(name, PARTS[name]) for name in branches(model)}
-        every_part = [x for layers in parts.values() for x in layers]
-        norms = {name: mean([norm(x) for x in layers]) for name, layers in parts.items()}
-        fields: dict[str, Any] = {f"{COLUMNS[name]}_norm": value for name, value in norms.items()}
-        for name, layers in parts.items():
-            fields[f"{COLUMNS[name]}_var"] = mean([x.var() for x in layers])
-        fields["state_ratio"] = ratio(norms)
-        fields["state_entropy"] = mean([entropy(x) for x in every_part])
-        fields["update_magnitude"] = self._update(every_part)
-        fields["norm_stability"] = self._stability(every_part)
+        state = State([self._tape[f"blocks.{i}"][0].output[1] for i, _ in blocks])
+        now = {name: torch.stack(state.part(name, PARTS[name])) for name in branches(model)}
+        norms = {name: norm(x) for name, x in now.items()}
+        found = {f"{COLUMNS[name]}_norm": x.mean() for name, x in norms.items()}
+        for name, x in now.items():
+            found[f"{COLUMNS[name]}_var"] = x.flatten(1).var(dim=1).mean()
+        found["state_entropy"] = torch.cat([entropy(x) for x in now.values()]).mean()
+        fields: dict[str, Any] = dict.fromkeys(("update_magnitude", "norm_stability"))
+        found |= self._moved(now, torch.cat(list(norms.values())))
+        fields |= dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))
+        fields["state_ratio"] = ratio({name: fields[f"{COLUMNS[name]}_norm"] for name in now})
         if parallel(model):
-            outputs = {name: known_mean(output_rms(model, self._tape, name)) for name in parts}
+            outputs = {name: known_mean(output_rms(model, self._tape, name)) for name in now}
             fields["activation_ratio"] = ratio(outputs)
-            fields["gate"] = known_mean(shares(model, self._tape)[0])
+            fields["gate"] = mean_gate(model, self._tape)
         return [("states", fields)]
 
-    def _update(self, now: list[Tensor]) -> float | None:
-        before, self._before = self._before, now
-        if [x.shape for x in before] != [x.shape for x in now]:
-            return None
-        return mean([(x - y).norm() / y.norm() for x, y in zip(now, before, strict=True)])
-
-    def _stability(self, now: list[Tensor]) -> float | None:
-        self._norms.append(torch.stack([norm(x) for x in now]))
-        if len(self._norms) < 2:
-            return None
-        window = torch.stack(list(self._norms))
-        return float((window.std(dim=0) / window.mean(dim=0)).mean())
-
-
-def norm(state: Tensor) -> Tensor:
-    """Frobenius norm of the state of one layer [B, H, ., .], mean over the batch."""
-    return state.flatten(1).norm(dim=1).mean()
+    def _moved(self, now: dict[str, Tensor], norms: Tensor) -> dict[str, Tensor]:
+        """How far the states are from those of the last observation, relative to them, and how
+        their norms vary over the last few; nothing where there is none to compare with."""
+        before, self._before = self._before, list(now.values())
+        self._norms.append(norms)
+        found = {}
+        if [x.shape for x in before] == [x.shape for x in now.values()]:
+            pairs = zip(now.values(), before, strict=True)
+            moves = [(x - y).flatten(1).norm(dim=1) / y.flatten(1).norm(dim=1) for x, y in pairs]
+            found["update_magnitude"] = torch.cat(moves).mean()
+        if len(self._norms) > 1:
+            window = torch.stack(list(self._norms))
+            found["norm_stability"] = (window.std(dim=0) / window.mean(dim=0)).mean()
+        return found
 
 
-def entropy(state: Tensor) -> Tensor:
-    """Entropy of s^2 / sum s^2 over the n entries of one layer's state, over ln n; mean over the
-    batch. It is 1 if all entries are of one size and does not depend on scale."""
-    energy = state.flatten(1).float().square()
-    p = energy / energy.sum(dim=1, keepdim=True)
-    return torch.special.entr(p).sum(dim=1).mean() / math.log(p.shape[1])
+def norm(states: Tensor) -> Tensor:
+    """Frobenius norm of the state of every layer, mean over the batch: [L, B, H, ., .] -> [L]."""
+    return states.flatten(2).norm(dim=2).mean(1)
 
 
-def mean(values: list[Tensor]) -> float:
-    """Mean of scalars, as a number."""
-    return float(torch.stack(values).mean())
+def entropy(states: Tensor) -> Tensor:
+    """Entropy of s^2 / sum s^2 over the n entries of every layer's state, over ln n; mean over the
+    batch [L, B, H, ., .] -> [L]. It is 1 if all entries are of one size and does not depend on
+    scale."""
+    energy = states.flatten(2).float().square()
+    p = energy / energy.sum(dim=2, keepdim=True)
+    return torch.special.entr(p).sum(dim=2).mean(1) / math.log(p.shape[2])
 
 
 def known_mean(values: list[float | None]) -> float:
