@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,6 +134,18 @@ def test_state_dict_goes_on_exactly():
     resumed.step(3, [batch(2, seed=2)])
     for p, q in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_moments_find_their_parameters_under_other_learning_rates():
+    """The optimizer groups parameters by their rates, and numbers them by group."""
+    one = stepper()
+    one.step(1, [batch(2)])
+    two = stepper(config=replace(CONFIG, rwkv_lr_mult=3, mamba_warmup_mult=2, weight_decay=0))
+    two.load_state_dict(one.state_dict())
+    assert len(two.optimizer.param_groups) != len(one.optimizer.param_groups)
+    for p, q in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        for name, value in one.optimizer.state[p].items():
+            assert torch.equal(two.optimizer.state[q][name], value)
 
 
 def test_step_repeats_bit_for_bit():

@@ -24,29 +24,21 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW groups by component x decay; every parameter is in exactly one.
+    """AdamW groups by what components and parameters differ in; every parameter is in exactly one.
 
-    The decay base of RWKV-6 learns at twice the rate, as published (Peng et al. 2024).
+    Groups of the same rates and decay are one: each costs a launch. The decay base of RWKV-6 learns at twice the rate, as published (Peng et al. 2024).
     """
     lr = {"rwkv6": config.rwkv_lr_mult, "mamba2": config.mamba_lr_mult}
     warmup = {"rwkv6": config.rwkv_warmup_mult, "mamba2": config.mamba_warmup_mult}
-    groups: dict[tuple[str, bool, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, ...], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        part, decayed, twofold = (
-            branch(name),
-            decays(name, parameter),
-            name.endswith("rwkv6.time_decay"),
-        )
-        group = groups.setdefault(
-            (part, decayed, twofold),
-            {
-                "params": [],
-                "component": part,
-                "weight_decay": config.weight_decay if decayed else 0.0,
-                "lr_mult": lr.get(part, 1.0) * (2.0 if twofold else 1.0),
-                "warmup_mult": warmup.get(part, 1.0),
-            },
-        )
+        part = branch(name)
+        settings = {
+            "weight_decay": config.weight_decay if decays(name, parameter) else 0.0,
+            "lr_mult": lr.get(part, 1.0) * (2.0 if name.endswith("rwkv6.time_decay") else 1.0),
+            "warmup_mult": warmup.get(part, 1.0),
+        }
+        group = groups.setdefault(tuple(settings.values()), {"params": [], **settings})
         group["params"].append(parameter)
     grouped = [id(parameter) for group in groups.values() for parameter in group["params"]]
     assert len(grouped) == len(set(grouped))

@@ -134,16 +134,24 @@ class Stepper:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values that `load_state_dict` goes on from."""
         state = self.state and {name: x.clone() for name, x in self.state.items()}
-        optimizer = self.optimizer.state_dict()["state"]
+        moments = self.optimizer.state_dict()["state"]
+        optimizer = {name: moments[i] for i, name in enumerate(self._names()) if i in moments}
         return {"optimizer": optimizer, "scaler": self.scaler.state_dict(), "state": state}
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
         """Go on from a `state_dict`; learning rates and decay are those of this config."""
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": stored["optimizer"], "param_groups": groups})
+        place = {name: i for i, name in enumerate(self._names())}
+        state = {place[name]: moments for name, moments in stored["optimizer"].items()}
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.scaler.load_state_dict(stored["scaler"])
         if stored["state"]:
             self.state = State.from_items(stored["state"]).map(lambda x: x.to(self.device))
+
+    def _names(self) -> list[str]:
+        """Of the parameters in the order of the optimizer, which depends on the config."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
 
     def _run(self, batches: Sequence[Batch], scored: int, observers: Sequence[Observer]) -> Tensor:
         """Mean loss over all batches; their gradients are in the parameters."""
