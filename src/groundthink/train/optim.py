@@ -26,7 +26,8 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """AdamW groups by what components and parameters differ in; every parameter is in exactly one.
 
-    Groups of the same rates and decay are one: each costs a launch. The decay base of RWKV-6 learns at twice the rate, as published (Peng et al. 2024).
+    A group costs a launch, so that those of the same rates and decay are one. The decay base of
+    RWKV-6 learns at twice the rate, as published (Peng et al. 2024).
     """
     lr = {"rwkv6": config.rwkv_lr_mult, "mamba2": config.mamba_lr_mult}
     warmup = {"rwkv6": config.rwkv_warmup_mult, "mamba2": config.mamba_warmup_mult}
