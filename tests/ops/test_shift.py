@@ -170,8 +170,14 @@ def test_raw_decay_equals_the_fp64_reference(shape):
 
 
 @pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("shape", [(2, 35, 48, 32, 16), (1, 260, 16, 128, 5), (1, 9, 24, 136, 8)])
+def test_raw_decay_in_half_precision(shape):
+    kernel_laws.equals_the_reference(raw_decay, make_decay(*shape, HALF), HALF)
+
+
+@pytest.mark.usefixtures("interpreter")
 @pytest.mark.slow
-def test_raw_decay_in_half_precision_repeats_and_compiles():
+def test_raw_decay_repeats_and_compiles():
     args = make_decay(2, 70, 32, 32, 16, HALF)
     kernel_laws.equals_the_reference(raw_decay, args, HALF)
     kernel_laws.repeats_bitwise(raw_decay, args)

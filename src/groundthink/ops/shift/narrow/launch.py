@@ -11,13 +11,14 @@ from torch import Tensor
 from groundthink.ops.fused import device_of, flags, processors
 from groundthink.ops.linear.launch import outer
 from groundthink.ops.shares import gradient
-from groundthink.ops.shift.narrow.triton import _backward, _forward, _unshift
+from groundthink.ops.shift.narrow.triton import _backward, _decay_backward, _forward, _unshift
 
 WIDEST, HIGHEST = 128, 64
 """Channels and ranks that a program holds."""
 FORWARD = {"ROWS": 64, "STAGES": 2, "num_warps": 8}
 BACKWARD = {"ROWS": 32, "STAGES": 2, "num_warps": 8}
 """Tokens of a tile, blends in flight, warps."""
+DECAY = {"ROWS": 64, "STAGES": 2, "num_warps": 8}
 ROWS = 16
 """Tokens of a tile of the last kernel."""
 FEW = 512
@@ -95,3 +96,22 @@ def grad(
     (dw1,) = outer([(mixed.view(n, size), dhidden)], w1.dtype)
     sums = gradient(shares, maa_x, w2, maa)
     return dx, dlast, sums[-1], dw1, sums[:-1]
+
+
+def decay_grad(
+    x: Tensor, w1: Tensor, w2: Tensor, hidden: Tensor, dout: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, and of [w2, bias, w1] in a row, in fp32."""
+    (size, rank), width = w1.shape, w2.shape[1]
+    x, dout, n = x.contiguous(), dout.contiguous(), x.shape[:-1].numel()
+    dx = torch.empty_like(x)
+    some = min(triton.cdiv(n, DECAY["ROWS"]), processors(x.device))
+    columns = (rank + 1) * width + rank * size
+    shares = torch.empty(some, columns, dtype=torch.float32, device=x.device)
+    (across, units), (along, _) = _pads(size, rank), _pads(width, rank)
+    with device_of(x):
+        _decay_backward[(some,)](
+            x, w1.contiguous(), w2.contiguous(), hidden, dout, dx, shares, n, SIZE=size,
+            WIDTH=width, RANK=rank, ACROSS=across, ALONG=along, UNITS=units, **DECAY,
+        )  # fmt: skip
+    return dx, gradient(shares, w1, w2)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from groundthink.ops.launching import kernel
-from groundthink.ops.shift.triton import _hidden, _tanh, _w2
+from groundthink.ops.shift.triton import _hidden, _tanh, _tile, _w2
 
 
 @triton.jit
@@ -227,3 +227,55 @@ def _unshift(
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), inside)
     dlast = tl.where(linked, through, 0.0).to(dlast_ptr.dtype.element_ty)
     tl.store(dlast_ptr + sequence, dlast, inside & (place == 0))
+
+
+@kernel(do_not_specialize=["n"])
+def _decay_backward(
+    x_ptr,
+    w1_ptr,
+    w2_ptr,
+    hidden_ptr,
+    dout_ptr,
+    dx_ptr,
+    shares_ptr,
+    n,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    RANK: tl.constexpr,
+    ACROSS: tl.constexpr,
+    ALONG: tl.constexpr,
+    UNITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """The gradient of x, and shares of those of w2 [R, D], the bias [D] and w1 [C, R]."""
+    kind = x_ptr.dtype.element_ty
+    channel, out = tl.arange(0, ACROSS)[None, :], tl.arange(0, ALONG)[None, :]
+    rank, line = tl.arange(0, UNITS), tl.arange(0, 16)[:, None]
+    up = rank[:, None]
+    inside = (up < RANK) & (channel < SIZE)
+    w1 = tl.load(w1_ptr + channel * RANK + up, inside, 0).to(kind)  # [R, C]
+    w2 = _tile(w2_ptr, up, out, RANK, WIDTH).to(kind)
+    ones = tl.full((16, ROWS), 1, kind)
+    dw1 = tl.zeros((UNITS, ACROSS), tl.float32)
+    dw2 = tl.zeros((UNITS, ALONG), tl.float32)
+    dbias = tl.zeros((16, ALONG), tl.float32)
+    for tile in tl.range(tl.program_id(0), tl.cdiv(n, ROWS), tl.num_programs(0), num_stages=STAGES):
+        row = tile * ROWS + tl.arange(0, ROWS)[:, None]
+        dout = _tile(dout_ptr, row, out, n, WIDTH).to(kind)
+        hidden = _tile(hidden_ptr, row, rank[None, :], n, RANK)
+        x = _tile(x_ptr, row, channel, n, SIZE)
+        dw2 = tl.dot(tl.trans(hidden), dout, dw2)
+        dbias = tl.dot(ones, dout, dbias)
+        activation = hidden.to(tl.float32)
+        low = tl.dot(dout, tl.trans(w2)) * (1 - activation * activation)
+        low = low.to(kind)
+        dw1 = tl.dot(tl.trans(low), x, dw1)
+        at = dx_ptr + row.to(tl.int64) * SIZE + channel
+        tl.store(at, tl.dot(low, w1).to(kind), (row < n) & (channel < SIZE))
+    shares_ptr += tl.program_id(0).to(tl.int64) * ((RANK + 1) * WIDTH + RANK * SIZE)
+    tl.store(shares_ptr + up * WIDTH + out, dw2, (up < RANK) & (out < WIDTH))
+    at = shares_ptr + (RANK + line) * WIDTH + out
+    tl.store(at, dbias, (line == 0) & (out < WIDTH))
+    at = shares_ptr + (RANK + 1) * WIDTH + channel * RANK + up
+    tl.store(at, dw1, inside)
