@@ -70,7 +70,7 @@ def test_many_layers_are_one_row_with_the_gravest_and_all_below() -> None:
     rows += [_finding("states", "WARN", 0.5, band, name="norm, blocks.0.mamba2")]
     shown, folded, after = re.split("<details>|</details>", findings.gates(rows))
     cells = _cells(shown)
-    assert cells[0] == "norm, RWKV-\u20606 worst in layer 1 of 4"
+    assert cells[0] == "norm, RWKV-\u20606 worst of 4: layer 1"
     assert cells[1] == "! WARN 3 warn, 1 pass" and cells[2] == "0.600"
     layers = re.findall(r"norm, blocks\.(\d)\.rwkv6", folded)
     assert "<summary>all 4 layers</summary>" in folded and layers == ["0", "1", "2", "3"]

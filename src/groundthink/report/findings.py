@@ -116,7 +116,7 @@ def _family(family: list[Record]) -> str:
     quantity, branch, layer = parted(worst["name"])
     cells = _cells(worst)
     cells[0] = prose(f"{quantity}, {NAMES.get(branch, branch)}" if branch else quantity)
-    cells[0] += f' <span class="aside">worst in layer {esc(layer)} of {len(family)}</span>'
+    cells[0] += f' <span class="aside">worst of {len(family)}: layer {esc(layer)}</span>'
     cells[1] += f' <span class="aside">{tally(family)}</span>'
     return row(_HEAD, cells) + _folded(f"all {len(family)} layers", sorted(family, key=_layer))
 
@@ -142,8 +142,9 @@ def _cells(finding: Record) -> list[str]:
         value += f' <span class="aside">{_bound(low, "−∞")} to {_bound(high, "∞")}</span>'
     threshold = finding.get("threshold") or ""
     sample = f' <span class="aside">n = {count(finding["n"])}</span>' if finding.get("n") else ""
+    quantity, _, where = finding["name"].partition(", ")
     return [
-        esc(finding["name"]),
+        prose(f"{quantity}, {NAMES[where]}" if where in NAMES else finding["name"]),
         chip(finding["verdict"]),
         value,
         interval.bar(finding["value"], low, high, threshold),
