@@ -10,13 +10,14 @@ from diagnose.subjects import text
 from torch import nn
 from toys import randomized, small
 
-from groundthink.diagnose.states import States, entropy, norm
+from groundthink.diagnose.states import States, entropy, hidden_entropy, norm
 from groundthink.layers.state import State
 from groundthink.models.build import build
 
 COLUMNS = {
     *("rwkv_state_norm", "mamba_state_norm", "state_ratio", "gate", "rwkv_state_var"),
     *("mamba_state_var", "activation_ratio", "state_entropy", "update_magnitude", "norm_stability"),
+    "hidden_entropy",
 }
 BATCHES = [batch.tokens for batch in text(4, 2, 24)]
 
@@ -92,6 +93,14 @@ def test_entropy_of_known_states():
     half[..., :2] = 3
     expected = [1, 0, math.log(16) / math.log(32)]
     assert entropy(torch.stack((even, single, half))).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.tiny
+def test_hidden_entropy_is_one_where_no_channel_stands_out():
+    x = torch.zeros(2, 3, 8)
+    x[1, :, 0] = 1e3
+    assert hidden_entropy(x[:1]).item() == pytest.approx(1)
+    assert hidden_entropy(x).item() == pytest.approx(1 / 2)
 
 
 @pytest.mark.tiny

@@ -68,6 +68,7 @@ class States:
         for name, x in now.items():
             found[f"{COLUMNS[name]}_var"] = x.flatten(1).var(dim=1).mean()
         found["state_entropy"] = torch.cat([entropy(x) for x in now.values()]).mean()
+        found["hidden_entropy"] = hidden_entropy(self._mixed())
         fields: dict[str, Any] = dict.fromkeys(("update_magnitude", "norm_stability"))
         found |= self._moved(now, torch.cat(list(norms.values())))
         fields |= dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))
@@ -77,6 +78,13 @@ class States:
             fields["activation_ratio"] = ratio(outputs)
             fields["gate"] = mean_gate(model, self._tape)
         return [("states", fields)]
+
+    def _mixed(self) -> Tensor:
+        """What the mixers of the last layer that has one gave, in all [B, T, C]."""
+        mixers = [name for name in self._tape if name.count(".") > 1]
+        last = mixers[-1].rpartition(".")[0]
+        outputs = [self._tape[name][0].output[0] for name in mixers if name.startswith(f"{last}.")]
+        return torch.stack(outputs).sum(0)
 
     def _moved(self, now: dict[str, Tensor], norms: Tensor) -> dict[str, Tensor]:
         """How far the states are from those of the last observation, relative to them, and how
@@ -106,6 +114,12 @@ def entropy(states: Tensor) -> Tensor:
     energy = states.flatten(2).float().square()
     p = energy / energy.sum(dim=2, keepdim=True)
     return torch.special.entr(p).sum(dim=2).mean(1) / math.log(p.shape[2])
+
+
+def hidden_entropy(x: Tensor) -> Tensor:
+    """Entropy of softmax(x) over the C channels, over ln C, mean over tokens [B, T, C]: 1 if no
+    channel stands out."""
+    return torch.special.entr(x.float().softmax(-1)).sum(-1).mean() / math.log(x.shape[-1])
 
 
 def known_mean(values: list[float | None]) -> float:

@@ -104,7 +104,10 @@ def _state_dynamics(rows: list[Record]) -> list[Figure]:
     panels = _recorded(
         rows,
         [
-            Panel("entropy / ln n", [("state_entropy", "state entropy", INK)]),
+            Panel(
+                "entropy / ln n",
+                [("state_entropy", "states", INK), ("hidden_entropy", "mixers, last layer", MUTED)],
+            ),
             Panel("relative update", [("update_magnitude", "update magnitude", INK)]),
             Panel("std / mean", [("norm_stability", "norm stability", INK)]),
         ],
@@ -115,6 +118,7 @@ def _state_dynamics(rows: list[Record]) -> list[Figure]:
     end = known(column(rows, field)[1])[-1]
     title = {
         "state_entropy": f"State entropy ends at {percent(end)} of its maximum",
+        "hidden_entropy": f"Hidden entropy ends at {percent(end)} of its maximum",
         "update_magnitude": f"Between records the state moves by {percent(end)} of its norm",
         "norm_stability": f"State norms vary by {percent(end)} of their mean",
     }[field]
