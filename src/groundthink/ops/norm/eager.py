@@ -20,6 +20,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
     return _RMSNorm.apply(*_wide(x, weight), eps).to(dtype)  # pyright: ignore
 
 
+def residual_norm(
+    x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x and its norm twice."""
+    if torch.compiler.is_compiling():
+        y = rms_norm(x, weight, eps, dtype)
+        return x, y, y
+    return _ResidualNorm.apply(x, weight, eps, dtype)  # pyright: ignore
+
+
 def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
     """The norm of y silu(z), in equal groups of channels."""
     return _GatedRMSNorm.apply(*_wide(y, z, weight), groups, eps).to(y.dtype)  # pyright: ignore
@@ -64,6 +74,30 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy: Tensor):
         return *rms_norm_backward(dy, *ctx.saved_tensors), None
+
+
+class _ResidualNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype):
+        ctx.set_materialize_grads(False)
+        wide, gain = _wide(x, weight)
+        scale = scale_of(wide, eps)
+        ctx.save_for_backward(x, weight, scale)
+        y = (wide * scale).mul_(gain).to(dtype)
+        return x.view_as(x), y, y.view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dx: Tensor | None, *douts: Tensor | None):
+        x, weight, scale = ctx.saved_tensors
+        given = [dout for dout in douts if dout is not None]
+        if not given:
+            return dx, None, None, None
+        wide, gain, *given = _wide(x, weight, *given)
+        found, dweight = rms_norm_backward(sum(given[1:], given[0]), wide, gain, scale)
+        if dx is not None:
+            found.add_(dx)
+        return found.to(x.dtype), dweight.to(weight.dtype), None, None
 
 
 class _GatedRMSNorm(torch.autograd.Function):

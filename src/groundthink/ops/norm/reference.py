@@ -18,6 +18,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
     return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps).to(dtype)
 
 
+def residual_norm(
+    x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x and its norm twice."""
+    y = rms_norm(x, weight, eps, dtype)
+    return x, y, y
+
+
 def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
     """The norm of y silu(z), in equal groups of channels."""
     gated = (wide(y) * F.silu(wide(z))).unflatten(-1, (groups, -1))
