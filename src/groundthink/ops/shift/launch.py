@@ -89,7 +89,10 @@ def _grad(
     drest: Tensor,
     dfinal: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, last, maa_x and w1, and of [w2, maa] by rows [5 R + 5, C], in fp32."""
+    """Gradients of x, last and w1, and of [w2, maa] and maa_x by rows, in fp32.
+
+    The narrow form has the gradient of maa with that of maa_x.
+    """
     batch, steps, size = x.shape
     rank = w2.shape[1]
     if narrow.fits(x, rank):
@@ -109,7 +112,7 @@ def _grad(
     dfirst, drest = dfirst.contiguous(), drest.contiguous()
     tall = BACK // COLUMNS
     few = min(triton.cdiv(n, tall), triton.cdiv(processors(x.device) * FILL // 4, across))
-    dmaa_x = torch.empty(few, size, dtype=torch.float32, device=x.device)
+    dmaa_x = torch.empty(few, 1, size, dtype=torch.float32, device=x.device)
     with device_of(x):
         _lerp_backward[(triton.cdiv(n, ROWS), across)](
             hidden, w2, maa, dfirst, drest, direct, through, n,
@@ -128,7 +131,7 @@ def _grad(
             None if dfinal is None else dfinal.contiguous(), dx, dlast, dmaa_x, n, steps,
             size, tall, COLUMNS, num_warps=4,
         )  # fmt: skip
-    return dx, dlast, gradient(dmaa_x, maa_x), dw1, gradient(shares, w2, maa)
+    return dx, dlast, dw1, gradient(shares, w2, maa), gradient(dmaa_x, maa_x)
 
 
 def _fake(x, last, maa_x, w1, w2, maa, reset):
@@ -139,10 +142,10 @@ def _fake(x, last, maa_x, w1, w2, maa, reset):
 
 
 def _fake_grad(x, last, maa_x, w1, w2, maa, reset, mixed, hidden, dfirst, drest, dfinal):
-    dmaa_x = torch.empty(maa_x.shape, dtype=torch.float32, device=x.device)
-    rows = torch.empty(w1.shape[1] + 5, x.shape[2], dtype=torch.float32, device=x.device)
-    dw1 = w1.new_empty(w1.shape)
-    return x.new_empty(x.shape), last.new_empty(last.shape), dmaa_x, dw1, rows
+    units, size = w1.shape[1], x.shape[2]
+    rows = (units, 6) if narrow.fits(x, w2.shape[1]) else (units + 5, 1)
+    sums = (torch.empty(n, size, dtype=torch.float32, device=x.device) for n in rows)
+    return x.new_empty(x.shape), last.new_empty(last.shape), w1.new_empty(w1.shape), *sums
 
 
 def _setup(ctx, inputs, outputs):
@@ -153,12 +156,14 @@ def _pull(ctx, dfirst, drest, dfinal, *_):
     x, _, maa_x, w1, w2, maa, *_ = ctx.saved_tensors
     dfirst = torch.zeros_like(x) if dfirst is None else dfirst
     drest = x.new_zeros(4, *x.shape) if drest is None else drest
-    dx, dlast, dmaa_x, dw1, rest = _gradient(*ctx.saved_tensors, dfirst, drest, dfinal)
-    dw2, dmaa = rest.split((w1.shape[1], 5))
+    dx, dlast, dw1, rows, last_rows = _gradient(*ctx.saved_tensors, dfirst, drest, dfinal)
+    dw2, dmaa = rows[: w1.shape[1]], rows[w1.shape[1] :]
+    if not len(dmaa):
+        dmaa = last_rows[:5]
     return (
         dx,
         dlast,
-        dmaa_x.to(maa_x.dtype),
+        last_rows[-1].to(maa_x.dtype),
         dw1,
         dw2.view(w2.shape).to(w2.dtype),
         dmaa.to(maa.dtype),

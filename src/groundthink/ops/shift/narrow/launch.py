@@ -10,13 +10,14 @@ from torch import Tensor
 
 from groundthink.ops.fused import device_of, flags, processors
 from groundthink.ops.linear.launch import outer
+from groundthink.ops.memory import in_a_column
 from groundthink.ops.shares import gradient
 from groundthink.ops.shift.narrow.triton import _backward, _decay_backward, _forward, _unshift
 
 WIDEST, HIGHEST = 128, 64
 """Channels and ranks that a program holds."""
 FORWARD = {"ROWS": 64, "STAGES": 2, "num_warps": 8}
-BACKWARD = {"ROWS": 32, "STAGES": 2, "num_warps": 8}
+BACKWARD = {"ROWS": 32, "STAGES": 2, "num_warps": 4}
 """Tokens of a tile, blends in flight, warps."""
 DECAY = {"ROWS": 64, "STAGES": 2, "num_warps": 8}
 ROWS = 16
@@ -74,28 +75,29 @@ def grad(
     drest: Tensor,
     dfinal: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, last, maa_x and w1, and of [w2, maa] by rows [5 R + 5, C], in fp32."""
+    """Gradients of x, last and w1, and of w2 and [maa, maa_x] by rows, in fp32."""
     batch, steps, size = x.shape
     rank, n = w2.shape[1], batch * steps
     x, last, reset = x.contiguous(), last.contiguous(), flags(reset)
     mixed, direct, through, dx = (torch.empty_like(x) for _ in range(4))
     dlast, dhidden = torch.empty_like(last), torch.empty_like(hidden)
-    some = min(triton.cdiv(n, BACKWARD["ROWS"]), processors(x.device))
-    shares = torch.empty(some, 5 * rank + 6, size, dtype=torch.float32, device=x.device)
+    dblend = torch.empty(5, n, size, dtype=x.dtype, device=x.device)
+    some = triton.cdiv(n, BACKWARD["ROWS"])
+    shares = torch.empty(some, 6, size, dtype=torch.float32, device=x.device)
     pad, units = _pads(size, rank)
     with device_of(x):
         _backward[(some,)](
             x, last, reset, maa_x, w1.contiguous(), w2.contiguous(), maa.contiguous(), hidden,
-            dfirst.contiguous(), drest.contiguous(), mixed, dhidden, direct, through, shares,
-            n, steps, SIZE=size, RANK=rank, PAD=pad, UNITS=units, **BACKWARD,
+            dfirst.contiguous(), drest.contiguous(), mixed, dhidden, dblend, direct, through,
+            shares, n, steps, SIZE=size, RANK=rank, PAD=pad, UNITS=units, **BACKWARD,
         )  # fmt: skip
         _unshift[(triton.cdiv(n, ROWS),)](
             reset, direct, through, None if dfinal is None else dfinal.contiguous(), dx, dlast,
             n, steps, size, pad, ROWS, num_warps=4,
         )  # fmt: skip
     (dw1,) = outer([(mixed.view(n, size), dhidden)], w1.dtype)
-    sums = gradient(shares, maa_x, w2, maa)
-    return dx, dlast, sums[-1], dw1, sums[:-1]
+    dw2 = outer(list(zip(hidden.split(rank, 1), dblend, strict=True)), torch.float32)
+    return dx, dlast, dw1, in_a_column(dw2), gradient(shares, maa_x, maa)
 
 
 def decay_grad(

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from groundthink.ops.launching import kernel
-from groundthink.ops.shift.triton import _hidden, _tanh, _tile, _w2
+from groundthink.ops.shift.triton import _tanh, _tile, _w2
 
 
 @triton.jit
@@ -109,6 +109,15 @@ def _forward(
         tl.store(final, x.to(final_ptr.dtype.element_ty), inside & (row % steps == steps - 1))
 
 
+@triton.jit
+def _blend(dfirst_ptr, drest_ptr, q, n, at, inside, SIZE: tl.constexpr):
+    """The gradient of blend q."""
+    ptr = dfirst_ptr
+    if q > 0:
+        ptr = drest_ptr + (q - 1) * (n.to(tl.int64) * SIZE)
+    return tl.load(tl.multiple_of(ptr, 16) + at, inside, 0).to(tl.float32)
+
+
 @kernel(do_not_specialize=["n"])
 def _backward(
     x_ptr,
@@ -123,6 +132,7 @@ def _backward(
     drest_ptr,
     mixed_ptr,
     dhidden_ptr,
+    dblend_ptr,
     direct_ptr,
     through_ptr,
     shares_ptr,
@@ -135,62 +145,47 @@ def _backward(
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Shares of the gradients of w2 [5 R, C], maa [5, C] and maa_x [C] in the rows of a program.
+    """The gradients of all but the weights, and shares of those of maa [5, C] and maa_x [C].
 
-    Later tiles of a program add to the shares that its first one has left.
+    The gradients of w1 and w2 are products of what is left in memory: those of the blends before
+    shift(x) - x is added in, and of the hidden units, with the premix and the hidden units.
     """
     kind = x_ptr.dtype.element_ty
-    channel = tl.arange(0, PAD)[None, :]
-    real = channel < SIZE
-    rank, line = tl.arange(0, UNITS), tl.arange(0, 16)[:, None]
-    ones = tl.full((16, ROWS), 1, kind)
-    plane = n.to(tl.int64) * SIZE
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    channel, rank = tl.arange(0, PAD)[None, :], tl.arange(0, UNITS)[None, :]
+    real, low = channel < SIZE, (row < n) & (rank < RANK)
+    inside = (row < n) & real
+    at = row.to(tl.int64) * SIZE + channel
+    unit = row.to(tl.int64) * (5 * RANK) + rank
+    shares_ptr += tl.program_id(0).to(tl.int64) * (6 * SIZE) + channel
     maa_x = tl.load(maa_x_ptr + channel, real, 0).to(tl.float32)
-    shares_ptr += tl.program_id(0).to(tl.int64) * ((5 * RANK + 6) * SIZE)
-    dw2_ptr = shares_ptr + rank[:, None] * SIZE + channel
-    dmaa_ptr = shares_ptr + 5 * RANK * SIZE + line * 0 + channel
-    for tile in range(tl.program_id(0), tl.cdiv(n, ROWS), tl.num_programs(0)):
-        again = tile + 0 * channel >= tl.num_programs(0)
-        row = tile * ROWS + tl.arange(0, ROWS)[:, None]
-        inside = (row < n) & real
-        at = row.to(tl.int64) * SIZE + channel
-        x, before = _pair(x_ptr, last_ptr, reset_ptr, tile * ROWS, n, steps, SIZE, PAD, ROWS)
-        back = before - x
-        tl.store(mixed_ptr + at, (x + back * maa_x).to(kind), inside)
-        direct = tl.zeros((ROWS, PAD), tl.float32)
-        through = tl.zeros((ROWS, PAD), tl.float32)
-        dmixed = tl.zeros((ROWS, PAD), tl.float32)
-        for q in tl.range(0, 5, num_stages=STAGES):
-            dout_ptr = dfirst_ptr
-            if q > 0:
-                dout_ptr = drest_ptr + (q - 1) * plane
-            dout_ptr = tl.multiple_of(dout_ptr, 16)
-            dout = tl.load(dout_ptr + at, inside, 0).to(tl.float32)
-            hidden = _hidden(hidden_ptr, row, n, q, RANK, UNITS)
-            w2 = _w2(w2_ptr, channel, q, SIZE, RANK, UNITS).to(kind)
-            through += dout * _share(hidden, w2, maa_ptr, channel, q, SIZE)
-            direct += dout
-            dshare = (dout * back).to(kind)
-            low = (rank < RANK)[:, None] & real
-            dw2 = tl.load(dw2_ptr + q * RANK * SIZE, low & again, 0)
-            dw2 = tl.dot(tl.trans(hidden), dshare, dw2)
-            tl.store(dw2_ptr + q * RANK * SIZE, dw2, low)
-            top = (line == 0) & real
-            dmaa = tl.dot(ones, dshare, tl.load(dmaa_ptr + q * SIZE, top & again, 0))
-            tl.store(dmaa_ptr + q * SIZE, dmaa, top)
-            dhidden = tl.dot(dshare, tl.trans(w2))
-            activation = hidden.to(tl.float32)
-            dhidden = (dhidden * (1 - activation * activation)).to(kind)
-            unit = dhidden_ptr + row.to(tl.int64) * (5 * RANK) + q * RANK + rank[None, :]
-            tl.store(unit, dhidden, (row < n) & (rank < RANK)[None, :])
-            w1 = _w1(w1_ptr, q, SIZE, RANK, PAD, UNITS).to(kind)
-            dmixed = tl.dot(dhidden, tl.trans(w1), dmixed)
-        tl.store(direct_ptr + at, (direct + dmixed).to(kind), inside)
-        tl.store(through_ptr + at, (through + dmixed * maa_x).to(kind), inside)
-        dmaa_x_ptr = shares_ptr + (5 * RANK + 5) * SIZE + channel
-        dmaa_x = tl.load(dmaa_x_ptr, real & again, 0) + tl.sum(dmixed * back, axis=0)[None, :]
-        tl.store(dmaa_x_ptr, dmaa_x, real)
-        tl.debug_barrier()  # the next tile reads what other threads of this one have written
+    x, before = _pair(
+        x_ptr, last_ptr, reset_ptr, tl.program_id(0) * ROWS, n, steps, SIZE, PAD, ROWS
+    )
+    back = before - x
+    tl.store(mixed_ptr + at, (x + back * maa_x).to(kind), inside)
+    dmixed = tl.zeros((ROWS, PAD), tl.float32)
+    for q in tl.range(0, 5, num_stages=STAGES):
+        dshare = _blend(dfirst_ptr, drest_ptr, q, n, at, inside, SIZE) * back
+        tl.store(shares_ptr + q * SIZE, tl.sum(dshare, axis=0)[None, :], real)
+        dshare = dshare.to(kind)
+        tl.store(dblend_ptr + q * (n.to(tl.int64) * SIZE) + at, dshare, inside)
+        w2 = _w2(w2_ptr, channel, q, SIZE, RANK, UNITS).to(kind)
+        hidden = tl.load(hidden_ptr + unit + q * RANK, low, 0).to(tl.float32)
+        dhidden = (tl.dot(dshare, tl.trans(w2)) * (1 - hidden * hidden)).to(kind)
+        tl.store(dhidden_ptr + unit + q * RANK, dhidden, low)
+        w1 = _w1(w1_ptr, q, SIZE, RANK, PAD, UNITS).to(kind)
+        dmixed = tl.dot(dhidden, tl.trans(w1), dmixed)
+    tl.store(shares_ptr + 5 * SIZE, tl.sum(dmixed * back, axis=0)[None, :], real)
+    direct, through = dmixed, dmixed * maa_x
+    for q in tl.range(0, 5, num_stages=STAGES):
+        dout = _blend(dfirst_ptr, drest_ptr, q, n, at, inside, SIZE)
+        hidden = tl.load(hidden_ptr + unit + q * RANK, low, 0)
+        w2 = _w2(w2_ptr, channel, q, SIZE, RANK, UNITS).to(kind)
+        direct += dout
+        through += dout * _share(hidden, w2, maa_ptr, channel, q, SIZE)
+    tl.store(direct_ptr + at, direct.to(kind), inside)
+    tl.store(through_ptr + at, through.to(kind), inside)
 
 
 @kernel(do_not_specialize=["n"])
