@@ -77,7 +77,8 @@ def test_the_states_of_a_shard_are_let_go_before_the_next_are_read(monkeypatch) 
 
     monkeypatch.setattr(module, "read", read)
     monkeypatch.setattr(readers, "SHARD", 10)
-    monkeypatch.setattr(module, "VARIABLES", {"current": 0})
+    for name, value in (("VARIABLES", {"current": 0}), ("READS", 8), ("FEWEST", 2)):
+        monkeypatch.setattr(module, name, value)
     toy = planted.subject(planted.model(1), texts=30, length=170, tokens=16)
     texts = torch.stack(list(toy.documents))
     with torch.no_grad():
