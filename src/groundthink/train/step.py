@@ -88,6 +88,7 @@ class Stepper:
         self, model: LanguageModel, config: TrainConfig, device: torch.device, carry: bool
     ):
         self.model, self.config, self.device, self.carry = model, config, device, carry
+        self.parameters = list(model.parameters())  # to walk through a model takes a while
         self.optimizer = adamw(model, config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.state: State | None = None
@@ -125,8 +126,8 @@ class Stepper:
         norm = self._norm()
         loss, grad_norm = torch.stack([result, norm]).tolist()
         self._check(loss, grad_norm, before, batches)
-        if self.config.grad_clip:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, norm)
+        if 0 < self.config.grad_clip < grad_norm:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return Outcome(loss, scored, grad_norm, lr, observed)
@@ -167,9 +168,7 @@ class Stepper:
 
     def _norm(self) -> Tensor:
         """Of the whole gradient."""
-        return nn.utils.get_total_norm(
-            [p.grad for p in self.model.parameters() if p.grad is not None]
-        )
+        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def _check(
         self, loss: float, grad_norm: float, before: State | None, batches: Sequence[Batch]
@@ -198,7 +197,7 @@ class Stepper:
 
         with compiled_together(), eager() if self.config.compile else nullcontext():
             self._pass(self._here(batch), self.state, 1)
-        for parameter in self.model.parameters():
+        for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
         step_unless(torch.ones((), device=self.device), self.optimizer)
         self.optimizer.zero_grad()
@@ -219,12 +218,11 @@ class Stepper:
 
     def _later(self) -> AbstractContextManager[Any]:
         """Around a backward pass whose gradients of parameters may wait for its end."""
-        parameters = list(self.model.parameters())
         if self.config.compile or not recordable(self.model, self.device):
             return nullcontext()
-        if any(parameter.grad is not None for parameter in parameters):
+        if any(parameter.grad is not None for parameter in self.parameters):
             return nullcontext()
-        return at_the_end(parameters)
+        return at_the_end(self.parameters)
 
     def _here(self, batch: Batch) -> Batch:
         return Batch(*(x.to(self.device, non_blocking=True) for x in batch))
