@@ -123,7 +123,8 @@ class _Parts(torch.autograd.Function):
         for grad, part in zip(rows[1:], rest, strict=True):
             dx.addmm_(grad, part)
         for grad, dpart in zip(rows, dweight.split(ctx.sizes), strict=True):
-            torch.mm(grad.t(), flat, out=dpart)
+            wide = grad.shape[1] > flat.shape[1]  # products are faster that are wide, not tall
+            dpart.copy_((flat.t() @ grad).t() if wide else grad.t() @ flat)
         return dx.view(x.shape), dweight, None
 
 
