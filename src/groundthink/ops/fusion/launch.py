@@ -20,17 +20,15 @@ from groundthink.ops.fusion.triton import (
 from groundthink.ops.norm.launch import tile_of
 from groundthink.ops.shares import gradient
 
-TILE = 1024
-"""Elements of a tile."""
-STAGES = 2
-"""Tiles in flight, backward."""
-FILL = 16
+TILE, BACK = 1024, 2048
+"""Elements of a tile, forward and backward."""
+FILL = 8
 """Warps a multiprocessor that share the rows of a gradient."""
 
 
-def _tile(width: int) -> tuple[int, int, int]:
+def _tile(width: int, elements: int = TILE) -> tuple[int, int, int]:
     """Columns, rows and warps of a tile: eight elements a thread, or more."""
-    return tile_of(max(4, width), TILE)
+    return tile_of(max(4, width), elements)
 
 
 def _gate(
@@ -79,14 +77,14 @@ def _gate_grad(
     dout, dout_step, dout_unit = rows(dout)
     dgate = None if dgate is None else dgate.float().contiguous()
     n = gate.numel()
-    pad, tall, warps = _tile(size)
+    pad, tall, warps = _tile(size, BACK)
     some = min(triton.cdiv(n, tall), processors(r.device) * FILL // warps)
     shares = torch.empty(some, 4 * size + 4, dtype=torch.float32, device=r.device)
     with device_of(r):
         _gate_backward[(some,)](
             r, m, norm_r, norm_m, weight, gate, dout, dgate, dr, dm, shares,
             n, r_step, m_step, dout_step, eps,
-            size, r_unit, m_unit, dout_unit, pad, tall, STAGES, num_warps=warps,
+            size, r_unit, m_unit, dout_unit, pad, tall, num_warps=warps,
         )  # fmt: skip
     return dr, dm, gradient(shares, norm_r, norm_m, weight)
 
@@ -169,14 +167,14 @@ def _gains_grad(
     r, r_step, r_unit = rows(r)
     m, m_step, m_unit = rows(m)
     dout, dout_step, dout_unit = rows(dout)
-    pad, tall, warps = _tile(size)
+    pad, tall, warps = _tile(size, BACK)
     some = min(triton.cdiv(n, tall), processors(r.device) * FILL // warps)
     shares = torch.empty(some, 4, size, dtype=torch.float32, device=r.device)
     with device_of(r):
         _gains_backward[(some,)](
             r, m, norm_r, norm_m, gain_r, gain_m, dout, dr, dm, shares,
             n, r_step, m_step, dout_step, eps,
-            size, r_unit, m_unit, dout_unit, pad, tall, STAGES, num_warps=warps,
+            size, r_unit, m_unit, dout_unit, pad, tall, num_warps=warps,
         )  # fmt: skip
     return dr, dm, gradient(shares, norm_r, norm_m, gain_r, gain_m)
 

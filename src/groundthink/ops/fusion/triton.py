@@ -101,7 +101,6 @@ def _gate_backward(
     DOUT_UNIT: tl.constexpr,
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     channel = tl.arange(0, PAD)[None, :]
     real = channel < SIZE
@@ -114,7 +113,7 @@ def _gate_backward(
     dweight_r = tl.zeros((ROWS, PAD), tl.float32)
     dweight_m = tl.zeros((ROWS, PAD), tl.float32)
     dbias = tl.zeros((ROWS, 1), tl.float32)
-    for tile in tl.range(tl.program_id(0), tl.cdiv(n, ROWS), tl.num_programs(0), num_stages=STAGES):
+    for tile in range(tl.program_id(0), tl.cdiv(n, ROWS), tl.num_programs(0)):
         row = (tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
         inside = (row < n) & real
         r = _load(r_ptr, row, r_step * R_UNIT, channel, inside)
@@ -205,7 +204,6 @@ def _gains_backward(
     DOUT_UNIT: tl.constexpr,
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     channel = tl.arange(0, PAD)[None, :]
     real = channel < SIZE
@@ -215,7 +213,7 @@ def _gains_backward(
     gain_m = _weights(gain_m_ptr, channel, real)
     r_sum = tl.zeros((ROWS, PAD), tl.float32)
     m_sum = tl.zeros((ROWS, PAD), tl.float32)
-    for tile in tl.range(tl.program_id(0), tl.cdiv(n, ROWS), tl.num_programs(0), num_stages=STAGES):
+    for tile in range(tl.program_id(0), tl.cdiv(n, ROWS), tl.num_programs(0)):
         row = (tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
         inside = (row < n) & real
         r = _load(r_ptr, row, r_step * R_UNIT, channel, inside)

@@ -15,8 +15,6 @@ from groundthink.ops.shares import gradient
 
 TILE, BACK = 2048, 1024
 """Elements of a tile, forward and backward."""
-STAGES = 2
-"""Tiles in flight, backward."""
 FILL = 16
 """Warps a multiprocessor that share the rows of a gradient, or twice as many of long rows."""
 
@@ -79,7 +77,7 @@ def _rms_grad(
         _rms_backward[(some, groups)](
             x, z, weight, dout, dmore, dthrough, dx, None if z is None else dz, shares,
             n, x_step, z_step, dout_step, dmore_step, dthrough_step, eps, width, width // groups,
-            x_unit, z_unit, dout_unit, dmore_unit, dthrough_unit, pad, tall, STAGES,
+            x_unit, z_unit, dout_unit, dmore_unit, dthrough_unit, pad, tall,
             num_warps=warps,
         )  # fmt: skip
     return dx, dz, gradient(shares, weight).to(weight.dtype)
@@ -189,7 +187,7 @@ def _head_grad(
     with device_of(y):
         _head_backward[(some, across)](
             y, g, weight, bias, dout, dy, dg, shares, n, y_step, g_step, dout_step, eps,
-            count, size, y_unit, g_unit, dout_unit, pad, heads, tall, STAGES, num_warps=4,
+            count, size, y_unit, g_unit, dout_unit, pad, heads, tall, num_warps=4,
         )  # fmt: skip
     return dy, dg, gradient(shares, weight, bias)
 

@@ -77,13 +77,12 @@ def _rms_backward(
     DTHROUGH_UNIT: tl.constexpr,
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     column = tl.arange(0, PAD)[None, :]
     channel = tl.program_id(1) * SIZE + column
     weight = tl.load(weight_ptr + channel, column < SIZE, 0).to(tl.float32)
     dweight = tl.zeros((ROWS, PAD), tl.float32)
-    for tile in tl.range(tl.program_id(0), tl.cdiv(n, ROWS), tl.num_programs(0), num_stages=STAGES):
+    for tile in range(tl.program_id(0), tl.cdiv(n, ROWS), tl.num_programs(0)):
         row = (tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
         inside = (row < n) & (column < SIZE)
         at = row * WIDTH + channel
@@ -188,7 +187,6 @@ def _head_backward(
     PAD: tl.constexpr,
     HEADS: tl.constexpr,
     ROWS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :, None]
     column = tl.arange(0, PAD)[None, None, :]
@@ -198,7 +196,7 @@ def _head_backward(
     bias = tl.load(bias_ptr + channel, real, 0).to(tl.float32)
     dweight = tl.zeros((ROWS, HEADS, PAD), tl.float32)
     dbias = tl.zeros((ROWS, HEADS, PAD), tl.float32)
-    for tile in tl.range(tl.program_id(0), tl.cdiv(n, ROWS), tl.num_programs(0), num_stages=STAGES):
+    for tile in range(tl.program_id(0), tl.cdiv(n, ROWS), tl.num_programs(0)):
         row = (tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None, None]
         inside = (row < n) & real
         at = row * (COUNT * SIZE) + channel

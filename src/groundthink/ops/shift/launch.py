@@ -13,7 +13,6 @@ from groundthink.ops.fused import Operator, device_of, differentiable, flags, pr
 from groundthink.ops.linear.launch import outer
 from groundthink.ops.memory import stacked
 from groundthink.ops.shares import gradient
-from groundthink.ops.shift.narrow import launch as narrow
 from groundthink.ops.shift.triton import (
     _decay,
     _decay_backward,
@@ -27,11 +26,11 @@ from groundthink.ops.shift.triton import (
 
 ROWS, COLUMNS = 64, 64
 """Of a tile of the kernels with products."""
-TILE, BACK = 2048, 1024
+TILE, BACK = 2048, 512
 """Elements of a tile of the others, forward and backward."""
 FEW = 512
 """Tokens up to which every blend has programs of its own: together they fill no machine."""
-FILL = 16
+FILL = 32
 """Warps a multiprocessor that share the rows in the last kernel of the gradient."""
 LOW_RANK = 128
 """Columns of a tile in the gradient of the low-rank weights; as wide as x it needs no sum."""
@@ -48,15 +47,9 @@ def _run(
     maa: Tensor,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The five blends, the last token, and for the gradient the premix and its product with w1.
-
-    The narrow form keeps no premix.
-    """
+    """The five blends, the last token, and for the gradient the premix and its product with w1."""
     batch, steps, size = x.shape
     rank = w2.shape[1]
-    if narrow.fits(x, rank):
-        *blends, hidden = narrow.run(x, last, maa_x, w1, w2, maa, reset)
-        return *blends, x.new_empty(0), hidden
     x, last, n = x.contiguous(), last.contiguous(), batch * steps
     reset = flags(reset)
     mixed, first, final = torch.empty_like(x), torch.empty_like(x), torch.empty_like(last)
@@ -70,7 +63,7 @@ def _run(
         hidden = torch.tanh_(mixed.view(n, size) @ w1.to(x.dtype))
         _lerp[(triton.cdiv(n, ROWS), across, 5 // blends)](
             x, last, reset, hidden, w2.contiguous(), maa.contiguous(), first, rest, n, steps,
-            size, rank, pad, ROWS, COLUMNS, blends, 2, num_warps=8,
+            size, rank, pad, ROWS, COLUMNS, blends, num_warps=8, num_stages=1,
         )  # fmt: skip
     return first, rest, final, mixed, hidden
 
@@ -89,15 +82,9 @@ def _grad(
     drest: Tensor,
     dfinal: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, last and w1, and of [w2, maa] and maa_x by rows, in fp32.
-
-    The narrow form has the gradient of maa with that of maa_x.
-    """
+    """Gradients of x, last, maa_x and w1, and of [w2, maa] by rows [5 R + 5, C], in fp32."""
     batch, steps, size = x.shape
     rank = w2.shape[1]
-    if narrow.fits(x, rank):
-        grads = dfirst, drest, dfinal
-        return narrow.grad(x, last, maa_x, w1, w2, maa, reset, hidden, *grads)
     x, last, n = x.contiguous(), last.contiguous(), batch * steps
     reset = flags(reset)
     across, pad = triton.cdiv(size, COLUMNS), max(16, triton.next_power_of_2(rank))
@@ -112,15 +99,15 @@ def _grad(
     dfirst, drest = dfirst.contiguous(), drest.contiguous()
     tall = BACK // COLUMNS
     few = min(triton.cdiv(n, tall), triton.cdiv(processors(x.device) * FILL // 4, across))
-    dmaa_x = torch.empty(few, 1, size, dtype=torch.float32, device=x.device)
+    dmaa_x = torch.empty(few, size, dtype=torch.float32, device=x.device)
     with device_of(x):
         _lerp_backward[(triton.cdiv(n, ROWS), across)](
             hidden, w2, maa, dfirst, drest, direct, through, n,
-            size, rank, pad, ROWS, COLUMNS, 2, num_warps=8,
+            size, rank, pad, ROWS, COLUMNS, num_warps=4, num_stages=1,
         )  # fmt: skip
         _low_rank_backward[(5 * some, wide)](
             x, last, reset, hidden, w2, dfirst, drest, dhidden, shares, n, steps,
-            size, rank, pad, ROWS, LOW_RANK, 2, num_warps=8,
+            size, rank, pad, ROWS, LOW_RANK, num_warps=8, num_stages=1,
             maxnreg=None if x.dtype == torch.float32 else 128,  # two programs a multiprocessor
         )  # fmt: skip
         dhidden = dhidden.sum(0) if wide > 1 else dhidden[0]
@@ -131,21 +118,19 @@ def _grad(
             None if dfinal is None else dfinal.contiguous(), dx, dlast, dmaa_x, n, steps,
             size, tall, COLUMNS, num_warps=4,
         )  # fmt: skip
-    return dx, dlast, dw1, gradient(shares, w2, maa), gradient(dmaa_x, maa_x)
+    return dx, dlast, gradient(dmaa_x, maa_x), dw1, gradient(shares, w2, maa)
 
 
 def _fake(x, last, maa_x, w1, w2, maa, reset):
-    first, final = x.new_empty(x.shape), last.new_empty(last.shape)
-    mixed = x.new_empty(0 if narrow.fits(x, w2.shape[1]) else x.shape)
+    first, final, mixed = x.new_empty(x.shape), last.new_empty(last.shape), x.new_empty(x.shape)
     hidden = x.new_empty(x.shape[0] * x.shape[1], w1.shape[1])
     return first, x.new_empty(4, *x.shape), final, mixed, hidden
 
 
 def _fake_grad(x, last, maa_x, w1, w2, maa, reset, mixed, hidden, dfirst, drest, dfinal):
-    units, size = w1.shape[1], x.shape[2]
-    rows = (units, 6) if narrow.fits(x, w2.shape[1]) else (units + 5, 1)
-    sums = (torch.empty(n, size, dtype=torch.float32, device=x.device) for n in rows)
-    return x.new_empty(x.shape), last.new_empty(last.shape), w1.new_empty(w1.shape), *sums
+    dmaa_x = torch.empty(maa_x.shape, dtype=torch.float32, device=x.device)
+    rows = torch.empty(w1.shape[1] + 5, x.shape[2], dtype=torch.float32, device=x.device)
+    return x.new_empty(x.shape), last.new_empty(last.shape), dmaa_x, w1.new_empty(w1.shape), rows
 
 
 def _setup(ctx, inputs, outputs):
@@ -156,14 +141,12 @@ def _pull(ctx, dfirst, drest, dfinal, *_):
     x, _, maa_x, w1, w2, maa, *_ = ctx.saved_tensors
     dfirst = torch.zeros_like(x) if dfirst is None else dfirst
     drest = x.new_zeros(4, *x.shape) if drest is None else drest
-    dx, dlast, dw1, rows, last_rows = _gradient(*ctx.saved_tensors, dfirst, drest, dfinal)
-    dw2, dmaa = rows[: w1.shape[1]], rows[w1.shape[1] :]
-    if not len(dmaa):
-        dmaa = last_rows[:5]
+    dx, dlast, dmaa_x, dw1, rest = _gradient(*ctx.saved_tensors, dfirst, drest, dfinal)
+    dw2, dmaa = rest.split((w1.shape[1], 5))
     return (
         dx,
         dlast,
-        last_rows[-1].to(maa_x.dtype),
+        dmaa_x.to(maa_x.dtype),
         dw1,
         dw2.view(w2.shape).to(w2.dtype),
         dmaa.to(maa.dtype),
@@ -258,8 +241,6 @@ def _decay_grad(
     """Gradients of x, and of [w2, bias, w1] in a row, in fp32."""
     size, rank = w1.shape
     width = w2.shape[1]
-    if narrow.fits(x, rank) and width <= narrow.WIDEST:
-        return narrow.decay_grad(x, w1, w2, hidden, dout)
     x, dout, n = x.contiguous(), dout.contiguous(), x.shape[:-1].numel()
     w1, w2 = w1.contiguous(), w2.contiguous()
     dx, dhidden = torch.empty_like(x), torch.empty_like(hidden)

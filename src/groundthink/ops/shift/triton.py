@@ -25,18 +25,26 @@ def _tanh(x):
 
 
 @triton.jit
-def _pair(x_ptr, last_ptr, reset_ptr, row, n, steps, channel, SIZE: tl.constexpr):
-    """x and the token before it, for rows = batch * steps + t; zeros where there is none."""
+def _pair(
+    x_ptr, last_ptr, reset_ptr, first, n, steps, channel, SIZE: tl.constexpr, ROWS: tl.constexpr
+):
+    """x and the token before it in ROWS rows from `first` on; zeros where there is none.
+
+    Row batch * steps + t is token t of a sequence.
+    """
+    row = first + tl.arange(0, ROWS)[:, None]
     inside = (row < n) & (channel < SIZE)
-    x_ptr += row.to(tl.int64) * SIZE + channel
-    x = tl.load(x_ptr, inside, 0).to(tl.float32)
+    at = x_ptr + row.to(tl.int64) * SIZE + channel
+    x = tl.load(at, inside, 0).to(tl.float32)
     linked = row < n
     if reset_ptr is not None:
         linked = linked & (tl.load(reset_ptr + row, linked, 1) == 0)
-    first = row % steps == 0
-    before = tl.load(x_ptr - SIZE, inside & linked & ~first, 0).to(tl.float32)
-    last_ptr += (row // steps).to(tl.int64) * SIZE + channel
-    return x, before + tl.load(last_ptr, inside & linked & first, 0).to(tl.float32)
+    starts = row % steps == 0
+    before = tl.load(at - SIZE, inside & linked & ~starts, 0).to(tl.float32)
+    if (first + steps - 1) // steps * steps < first + ROWS:  # few tiles have a start
+        last = last_ptr + (row // steps).to(tl.int64) * SIZE + channel
+        before += tl.load(last, inside & linked & starts, 0).to(tl.float32)
+    return x, before
 
 
 @kernel
@@ -56,7 +64,8 @@ def _premix(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     inside = (row < n) & (channel < SIZE)
-    x, before = _pair(x_ptr, last_ptr, reset_ptr, row, n, steps, channel, SIZE)
+    first = tl.program_id(0) * ROWS
+    x, before = _pair(x_ptr, last_ptr, reset_ptr, first, n, steps, channel, SIZE, ROWS)
     maa = tl.load(maa_ptr + channel, channel < SIZE, 0).to(tl.float32)
     out = x + (before - x) * maa
     tl.store(out_ptr + row.to(tl.int64) * SIZE + channel, out.to(out_ptr.dtype.element_ty), inside)
@@ -117,18 +126,18 @@ def _lerp(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLENDS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     inside = (row < n) & (channel < SIZE)
-    x, before = _pair(x_ptr, last_ptr, reset_ptr, row, n, steps, channel, SIZE)
+    first = tl.program_id(0) * ROWS
+    x, before = _pair(x_ptr, last_ptr, reset_ptr, first, n, steps, channel, SIZE, ROWS)
     back = before - x
     at = row.to(tl.int64) * SIZE + channel
     plane = n.to(tl.int64) * SIZE
     kind = x_ptr.dtype.element_ty
     some = tl.program_id(2) * BLENDS
-    for q in tl.range(some, some + BLENDS, num_stages=STAGES):
+    for q in range(some, some + BLENDS):
         out = _blend(x, back, hidden_ptr, w2_ptr, maa_ptr, row, channel, n, q, SIZE, RANK, PAD)
         if q == 0:
             tl.store(first_ptr + at, out.to(kind), inside)
@@ -165,7 +174,6 @@ def _lerp_backward(
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
@@ -175,7 +183,7 @@ def _lerp_backward(
         dfirst_ptr, hidden_ptr, w2_ptr, maa_ptr, zeros, zeros, row, channel, n, 0,
         SIZE, RANK, PAD,
     )  # fmt: skip
-    for q in tl.range(1, 5, num_stages=STAGES):
+    for q in range(1, 5):
         direct, through = _blend_backward(
             drest_ptr + (q - 1) * plane, hidden_ptr, w2_ptr, maa_ptr, direct, through, row,
             channel, n, q, SIZE, RANK, PAD,
@@ -204,7 +212,6 @@ def _low_rank_backward(
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     """One blend and some channels: shares of the gradients of w2, maa and the activations."""
     q = tl.program_id(0) % 5
@@ -224,9 +231,10 @@ def _low_rank_backward(
     ones = tl.full((16, ROWS), 1, kind)
     rank = tl.arange(0, PAD)[None, :]
     stride = tl.num_programs(0) // 5
-    for tile in tl.range(share, tl.cdiv(n, ROWS), stride, num_stages=STAGES):
+    for tile in range(share, tl.cdiv(n, ROWS), stride):
         row = tile * ROWS + tl.arange(0, ROWS)[:, None]
-        x, before = _pair(x_ptr, last_ptr, reset_ptr, row, n, steps, channel, SIZE)
+        first = tile * ROWS
+        x, before = _pair(x_ptr, last_ptr, reset_ptr, first, n, steps, channel, SIZE, ROWS)
         at = row.to(tl.int64) * SIZE + channel
         dout = tl.load(dout_ptr + at, (row < n) & real, 0).to(tl.float32)
         dshare = (dout * (before - x)).to(kind)
@@ -271,7 +279,8 @@ def _shift_backward(
     for tile in range(tl.program_id(0), tl.cdiv(n, ROWS), tl.num_programs(0)):
         row = tile * ROWS + tl.arange(0, ROWS)[:, None]
         inside = (row < n) & (channel < SIZE)
-        x, before = _pair(x_ptr, last_ptr, reset_ptr, row, n, steps, channel, SIZE)
+        first = tile * ROWS
+        x, before = _pair(x_ptr, last_ptr, reset_ptr, first, n, steps, channel, SIZE, ROWS)
         at = row.to(tl.int64) * SIZE + channel
         dmixed = tl.load(dmixed_ptr + at, inside, 0).to(tl.float32)
         dmaa += dmixed * (before - x)
