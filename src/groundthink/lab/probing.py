@@ -27,6 +27,7 @@ def run(config: ProbeRun) -> int:
         UserError: no such probe or run, an untrained model, or too little text.
     """
     from groundthink.diagnose.gates import GATES
+    from groundthink.diagnose.probes.prepare import prepare
     from groundthink.diagnose.subject import subject_of
     from groundthink.report.probes.page import write
     from groundthink.verdicts.verdict import finding_of
@@ -43,8 +44,11 @@ def run(config: ProbeRun) -> int:
             "the model is untrained, so there is nothing to find in it; "
             "train it, or give --allow-untrained"
         )
+    names = config.probes or PROBES
+    if len(names) > 1:
+        prepare(subject.model)
     findings, titles = [], {id: gate.title for id, gate in GATES.items()}
-    for name in config.probes or PROBES:
+    for name in names:
         probe = getattr(import_module(f"groundthink.diagnose.probes.{name}"), name)
         start = time.perf_counter()
         rows = with_caution(probe(subject), subject)

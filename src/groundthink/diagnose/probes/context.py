@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from groundthink.data.tokenizers import Tokenizer
-from groundthink.diagnose.components import BRANCHES, branches
+from groundthink.diagnose.components import BRANCHES, branches, frozen
 from groundthink.diagnose.probes.coupling import spearman
 from groundthink.diagnose.probes.implicit import implicit
 from groundthink.diagnose.probes.registry import Row, probe
@@ -134,20 +134,22 @@ def leave_one_out(
         reset: bool [T]; where true a new text begins.
     """
     drawn = _others(text, pool, draws)
-    flags = torch.zeros_like(text, dtype=torch.bool) if reset is None else reset
-    whole = _after(model, text[None], None, flags[None])[0].float().log_softmax(-1)
+    whole = _after(model, text[None], None, reset if reset is None else reset[None])[0]
+    whole = whole.float().log_softmax(-1)
     kl, drop, state = [], [], None
     for start in range(0, len(text), GROUP):
-        rest, flag = text[start:], flags[start:]
+        rest, flag = text[start:], reset if reset is None else reset[None, start:]
         size = min(GROUP, len(rest))
         rows = rest.repeat(draws, size, 1)
         rows.diagonal(dim1=1, dim2=2).copy_(drawn[:, start : start + size])
         rows = rows.flatten(0, 1)
         before = state and state.map(lambda x, n=draws * size: x.expand(n, *x.shape[1:]))
-        moved = _after(model, rows, before, flag.expand(rows.shape))[0].float().log_softmax(-1)
+        flags = flag if flag is None else flag.expand(rows.shape)
+        moved = _after(model, rows, before, flags)[0].float().log_softmax(-1)
         kl.append((whole.exp() * (whole - moved)).sum(-1).view(draws, size).mean(0))
         drop.append((whole - moved)[:, answer].view(draws, size).mean(0))
-        state = _after(model, rest[None, :size], state, flag[None, :size])[1]
+        flags = flag if flag is None else flag[:, :size]
+        state = _after(model, rest[None, :size], state, flags)[1]
     return Effects(float(whole[0, answer]), torch.cat(kl).cpu(), torch.cat(drop).cpu(), drawn)
 
 
@@ -183,6 +185,7 @@ def first_order(
         return output[0].detach(), output[1]
 
     with ExitStack() as stack:
+        stack.enter_context(frozen(model))
         stack.callback(model.blocks[0].register_forward_pre_hook(enter).remove)
         for name, module in model.named_modules():
             own = name.rpartition(".")[2]

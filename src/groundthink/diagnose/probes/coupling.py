@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from groundthink.diagnose.components import BRANCHES
+from groundthink.diagnose.components import BRANCHES, frozen
 from groundthink.diagnose.losses import token_losses
 from groundthink.diagnose.probes.curves import bounds_of, half_life_of, numbers, over_distance
 from groundthink.diagnose.probes.registry import Row
@@ -59,7 +59,8 @@ class Coupling:
 
 def coupling(model: LanguageModel, texts: Tensor) -> dict[Site, Coupling]:
     """The coupling of losses to every matrix state of the model; texts int64 [N, LENGTH]."""
-    parts = [_of_few(model, part[:, :LENGTH]) for part in texts.split(TEXTS)]
+    with frozen(model):
+        parts = [_of_few(model, part[:, :LENGTH]) for part in texts.split(TEXTS)]
     names = Coupling.__dataclass_fields__
     return {
         site: Coupling(

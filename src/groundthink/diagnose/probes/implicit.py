@@ -59,7 +59,6 @@ def implicit(model: LanguageModel, tokens: Tensor, reset: Tensor | None = None) 
         tokens: int64 [T].
         reset: bool [T]; where true a new text begins.
     """
-    reset = torch.zeros_like(tokens, dtype=torch.bool) if reset is None else reset
     names = [
         f"blocks.{i}.{name}"
         for i, block in enumerate(model.blocks)
@@ -67,7 +66,8 @@ def implicit(model: LanguageModel, tokens: Tensor, reset: Tensor | None = None) 
         if hasattr(block, name)
     ]
     with tape(model, *names) as calls:
-        model.features(tokens[None], None, reset[None])
+        model.features(tokens[None], None, reset if reset is None else reset[None])
+    reset = torch.zeros_like(tokens, dtype=torch.bool) if reset is None else reset
     for i, block in enumerate(model.blocks):
         mixers = [name for name in MIXERS if hasattr(block, name)]
         first = calls[f"blocks.{i}.{mixers[0]}"][0]

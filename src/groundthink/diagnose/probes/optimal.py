@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from groundthink.diagnose.components import frozen
 from groundthink.diagnose.losses import token_losses
 from groundthink.diagnose.probes.ablation import Replace, ablated
 from groundthink.diagnose.probes.arms import Branches, Key, branch_of, cuts, subsets
@@ -120,16 +120,3 @@ def _stretch(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
     )
     stretch = tokens[row : row + 1, start : start + length]
     return stretch[:, : length // 2], stretch[:, length // 2 :]
-
-
-@contextmanager
-def frozen(model: LanguageModel) -> Iterator[None]:
-    """No parameter of the model takes a gradient while the context is open."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for p in trained:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in trained:
-            p.requires_grad_()
