@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from groundthink.ops.memory import aligned, in_a_column, joined, padded, stacked
+from groundthink.ops.memory import aligned, in_a_column, joined, padded, split, stacked
 
 pytestmark = pytest.mark.tiny
 
@@ -52,6 +52,32 @@ def test_padded():
     assert torch.equal(padded(matrix, 8, torch.float64)[:5], matrix.double())
     assert not padded(matrix, 8, torch.float64)[5:].any()
     assert padded(matrix, 5, torch.float32) is matrix
+
+
+class Scaled(torch.autograd.Function):
+    """Doubles tensors; their gradients are parts of the same rows, in the order that is given."""
+
+    @staticmethod
+    def forward(ctx, order, *tensors):
+        ctx.order = order
+        return tuple(2 * t for t in tensors)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        rows = torch.cat([2 * grads[i] for i in ctx.order], -1)
+        parts = rows.split([grads[i].shape[-1] for i in ctx.order], -1)
+        return None, *(parts[ctx.order.index(i)] for i in range(len(grads)))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)])
+def test_gradients_of_a_split_are_joined(order):
+    x = torch.randn(2, 5, 12, requires_grad=True)
+    parts = split(x, (3, 5, 4))
+    for part, expected in zip(parts, x.split((3, 5, 4), -1), strict=True):
+        assert torch.equal(part, expected) and same_memory(part, x)
+    joined = sum((k + 1) * y.sum() for k, y in enumerate(Scaled.apply(order, *parts)))
+    (grad,) = torch.autograd.grad(joined, x)
+    assert torch.equal(grad, torch.tensor([2.0] * 3 + [4.0] * 5 + [6.0] * 4).expand(2, 5, 12))
 
 
 def test_aligned():

@@ -13,6 +13,7 @@ from groundthink.layers.linear import Linear
 from groundthink.layers.norms import GatedRMSNorm, product_dtype
 from groundthink.ops.conv import conv_silu_dt, parts
 from groundthink.ops.dispatch import around
+from groundthink.ops.memory import split
 from groundthink.ops.ssd import ssd
 
 
@@ -116,7 +117,7 @@ class Mamba2(nn.Module):
             reset,
             backend=around_it,
         )
-        u, b, c = xbc.split(self.splits[1], dim=-1)
+        u, b, c = split(xbc, self.splits[1])
         full = torch.promote_types(self.A_log.dtype, torch.float32)
         y, ssm = ssd(
             u.unflatten(-1, self.heads),

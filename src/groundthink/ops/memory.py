@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def aligned(width: int) -> int:
@@ -27,6 +28,31 @@ def in_a_column(matrices: list[Tensor]) -> Tensor:
             return torch.cat(matrices)
         start += matrix.numel()
     return first.as_strided((start // first.shape[1], first.shape[1]), first.stride())
+
+
+def split(x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """`x.split(sizes, -1)` whose gradients are joined without a copy where they are one already."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return x.split(sizes, dim=-1)
+    return _Split.apply(x, sizes)  # pyright: ignore
+
+
+class _Split(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, sizes: tuple[int, ...]):
+        return x.split(sizes, dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor):
+        first, width = grads[0], 0
+        for grad in grads:
+            if grad.stride() != first.stride() or not _lies(grad, first, width):
+                return torch.cat(grads, dim=-1), None
+            width += grad.shape[-1]
+        if first.stride(-1) != 1 or first.stride(-2) < width:
+            return torch.cat(grads, dim=-1), None
+        return first.as_strided((*first.shape[:-1], width), first.stride()), None
 
 
 def padded(matrix: Tensor, rows: int, dtype: torch.dtype) -> Tensor:

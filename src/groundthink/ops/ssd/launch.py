@@ -15,18 +15,20 @@ import torch
 from torch import Tensor
 
 from groundthink.errors import UserError
-from groundthink.ops.fused import Operator, after, device_of, differentiable
+from groundthink.ops.fused import Operator, after, device_of, differentiable, traced
 from groundthink.ops.shares import total
 from groundthink.ops.ssd.triton import _between, _output, _scan, _step, _within
 
-PROGRAMS = 384
+PROGRAMS = 264
 """Programs that fill the machine; sequences are cut into segments until there are so many."""
-OUTPUTS = 1024
+OUTPUTS = 256
 """Programs of the output, at least, where there are so many chunks and heads."""
 CELLS = 8192
 """Of the state, that a program keeps in registers from chunk to chunk."""
 SHORTEST = 8
 """Chunks in a segment, at least."""
+NARROWEST = 64
+"""Width of a tile in half precision: narrower ones are compiled to wrong results here and there."""
 ROWS = 16
 """Of the state, that a program of a single step works on."""
 
@@ -84,7 +86,7 @@ class _Plan(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def _plan(b: int, t: int, h: int, p: int, g: int, n: int, dtype: torch.dtype, resets: bool):
-    chunks, width, height = _chunks(t, dtype), _padded(p), _padded(n)
+    chunks, width, height = _chunks(t, dtype), _width(p, dtype), _width(n, dtype)
     tile = min(width, max(16, CELLS // height))
     columns = -(-p // tile)
     segments = max(1, min(PROGRAMS // (b * h * columns), chunks // SHORTEST))
@@ -112,7 +114,7 @@ def _tuned(warps: int, stages: int) -> dict:
 
 TUNING = {
     ("output", False): _tuned(4, 2),
-    ("output", True): _tuned(4, 2),
+    ("output", True): _tuned(4, 3),
     ("scan", False): _tuned(4, 3),
     ("scan", True): _tuned(4, 3),
     ("between", False): _tuned(4, 3),
@@ -130,6 +132,10 @@ def _length(dtype: torch.dtype) -> int:
 
 def _chunks(steps: int, dtype: torch.dtype) -> int:
     return -(-steps // _length(dtype))
+
+
+def _width(size: int, dtype: torch.dtype) -> int:
+    return max(_padded(size), 16 if dtype == torch.float32 else NARROWEST)
 
 
 def _padded(size: int) -> int:
@@ -233,16 +239,20 @@ def _launch_backward(
     dy: Tensor | None,
     dlast: Tensor | None,
     want_dfirst: bool,
+    together: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, dt, A, B, C, D and, if wanted, of the state before."""
+    """Gradients of x, dt, A, B, C, D and, if wanted, of the state before.
+
+    Those of x, B and C are parts of the same rows if they are to be `together`.
+    """
     b, t, h, p = x.shape
     g, n = B.shape[-2:]
     x, B, C = _rows(x), _rows(B), _rows(C)
     dy = torch.zeros_like(x, memory_format=torch.contiguous_format) if dy is None else dy
     dy, dlast = dy.contiguous(), None if dlast is None else dlast.contiguous()
     reset = None if reset is None else reset.contiguous()
-    dx, ddt = x.new_empty(x.shape), dt.new_empty(dt.shape)
-    dB, dC = B.new_empty(B.shape), C.new_empty(C.shape)
+    dx, dB, dC = _places((x, B, C), together)
+    ddt = dt.new_empty(dt.shape)
     dfirst = A.new_empty((b, h, p, n) if want_dfirst else 0)
     if b == 0:
         return dx, ddt, torch.zeros_like(A), dB, dC, torch.zeros_like(A), dfirst
@@ -264,10 +274,20 @@ def _launch_backward(
     )  # fmt: skip
     _within[b * plan.chunks, g](
         x, dt, A, B, C, D, reset, dstates, dy, *between, dx, ddt, dB, dC, sums,
-        *strides, t, h, plan.chunks, **plan.meta, SKIP=D is not None, **plan.tuning("within"),
+        *strides, t, h, plan.chunks, dx.stride(1), dB.stride(1), **plan.meta,
+        SKIP=D is not None, **plan.tuning("within"),
     )  # fmt: skip
     dA, dD = total(sums)
     return dx, ddt, dA, dB, dC, dD, dfirst
+
+
+def _places(tensors: tuple[Tensor, ...], together: bool) -> list[Tensor]:
+    """Memory for tensors like these [B, T, ., .], in the same rows if their type allows it."""
+    if not together or len({tensor.dtype for tensor in tensors}) > 1:
+        return [tensor.new_empty(tensor.shape) for tensor in tensors]
+    widths = [tensor.shape[2:].numel() for tensor in tensors]
+    rows = tensors[0].new_empty(*tensors[0].shape[:2], sum(widths)).split(widths, dim=-1)
+    return [row.unflatten(-1, tensor.shape[2:]) for row, tensor in zip(rows, tensors, strict=True)]
 
 
 def _setup(ctx, inputs, outputs):
@@ -277,7 +297,8 @@ def _setup(ctx, inputs, outputs):
 
 def _pull_back(ctx, dy, dlast, _):
     dD, dfirst = (ctx.needs_input_grad[i] for i in (5, 6))
-    grads = _backward_operator(*ctx.saved_tensors, dy, dlast, dfirst)
+    together = not traced(ctx.saved_tensors)
+    grads = _backward_operator(*ctx.saved_tensors, dy, dlast, dfirst, together)
     return *grads[:5], grads[5] if dD else None, grads[6] if dfirst else None, None, None
 
 
@@ -287,7 +308,7 @@ def _fake_forward(x, dt, A, B, C, D, state, reset, keep):
     return x.new_empty(b, t, h, p), A.new_empty(b, h, p, n), x.new_empty(states)
 
 
-def _fake_backward(x, dt, A, B, C, D, reset, states, dy, dlast, want_dfirst):
+def _fake_backward(x, dt, A, B, C, D, reset, states, dy, dlast, want_dfirst, together=False):
     (b, _, h, p), n = x.shape, B.shape[-1]
     grads = (t.new_empty(t.shape) for t in (x, dt, A, B, C, A))
     return *grads, A.new_empty((b, h, p, n) if want_dfirst else (0,))

@@ -215,11 +215,6 @@ def _chunk(
     )
 
 
-@triton.jit
-def _add(a, b, c, a_too, b_too, c_too):
-    return a + a_too, b + b_too, c + c_too
-
-
 @kernel(do_not_specialize=["T", "chunks", "share"])
 def _output(
     x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, reset_ptr, states_ptr, y_ptr,
@@ -263,7 +258,7 @@ def _between(
     R: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
     L: tl.constexpr, RESETS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """What the states around a chunk give to the gradients of dt, A, B and C; and that of D.
+    """What the states around a chunk give to the gradients of dt, A, B and C.
 
     For one chunk and the heads of a group.
     """
@@ -289,13 +284,11 @@ def _between(
         )
         x_full, dy_full = x.to(tl.float32), dy.to(tl.float32)
         writes = tl.dot(B, dstate, input_precision="ieee")
-        reads = tl.dot(C, state, input_precision="ieee")
-        writes, reads, to_itself = tl.reduce(
-            (writes * x_full, reads * dy_full, x_full * dy_full), 1, _add
-        )
-        writes, reads = writes * end, reads * start
+        writes = tl.sum(writes * x_full, 1) * end
         x_end = (x_full * (dt * end)[:, None]).to(x.dtype)
         dB = tl.dot(x_end, tl.trans(dstate), dB, input_precision="ieee")
+        reads = tl.dot(C, state, input_precision="ieee")
+        reads = tl.sum(reads * dy_full, 1) * start
         dy_start = (dy_full * start[:, None]).to(x.dtype)
         dC = tl.dot(dy_start, tl.trans(state), dC, input_precision="ieee")
         kept = tl.sum(state.to(tl.float32) * dstate.to(tl.float32)) * through
@@ -305,9 +298,7 @@ def _between(
         behind = writes * dt
         dlog = tl.cumsum(reads, 0, reverse=True) + (tl.cumsum(behind, 0) - behind) + kept
         tl.store(ddt_ptr + (token + l) * H + h, writes + dlog * A, mask=l < left)
-        sums = sums_ptr + chunk * 2 * H + h
-        tl.store(sums, tl.sum(dlog * dt))
-        tl.store(sums + H, tl.sum(to_itself))
+        tl.store(sums_ptr + chunk * 2 * H + h, tl.sum(dlog * dt))
     n_here = (token * G + g) * N + l[:, None] * (G * N) + tl.arange(0, BN)[None, :]
     tl.store(dB_ptr + n_here, dB, mask=n_in)
     tl.store(dC_ptr + n_here, dC, mask=n_in)
@@ -318,6 +309,7 @@ def _within(
     x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, reset_ptr, dstates_ptr, dy_ptr,
     ddt_between_ptr, dB_between_ptr, dC_between_ptr, dx_ptr, ddt_ptr, dB_ptr, dC_ptr, sums_ptr,
     x_b, x_t, x_h, dt_b, dt_t, dt_h, B_b, B_t, B_g, C_b, C_t, C_g, T, H, chunks,
+    dx_t, dB_t,
     R: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
     L: tl.constexpr, RESETS: tl.constexpr, EXACT: tl.constexpr, SKIP: tl.constexpr,
 ):  # fmt: skip
@@ -352,6 +344,10 @@ def _within(
         )  # fmt: skip
         pairs = (BC * kept).to(x.dtype)
         dpairs *= kept
+        sums = sums_ptr + chunk * 2 * H + h
+        if SKIP:  # nothing decays from a token to itself
+            to_itself = tl.where(l[:, None] == l[None, :], dpairs, 0.0)
+            tl.store(sums + H, tl.sum(to_itself))
         dBC += dpairs * dt[:, None]
         passed = dpairs * BC
         given = tl.sum(passed, 1)
@@ -369,20 +365,21 @@ def _within(
         dx = tl.dot(pairs, dy, dx, input_precision="ieee") * dt[:, None]
         if SKIP:
             dx += tl.load(D_ptr + h) * dy.to(tl.float32)
-        tl.store(dx_ptr + (token * H + h) * P + y_cell, dx.to(dx_ptr.dtype.element_ty), mask=x_in)
+        at = dx_ptr + token * dx_t + h * P + l[:, None] * dx_t + tl.arange(0, BP)[None, :]
+        tl.store(at, dx.to(dx_ptr.dtype.element_ty), mask=x_in)
         given += tl.load(ddt_between_ptr + here, mask=l < left, other=0.0)
         ddt = given + crossings * A
         tl.store(ddt_ptr + here, ddt.to(ddt_ptr.dtype.element_ty), mask=l < left)
-        sums = sums_ptr + chunk * 2 * H + h
         tl.store(sums, tl.load(sums) + tl.sum(crossings * dt))
     n_here = (token * G + g) * N + l[:, None] * (G * N) + tl.arange(0, BN)[None, :]
     dBC = tl.where(across, dBC, 0.0).to(B.dtype)
     dB = tl.dot(dBC, C, input_precision="ieee")
     dB += tl.load(dB_between_ptr + n_here, mask=n_in, other=0.0)
-    tl.store(dB_ptr + n_here, dB.to(dB_ptr.dtype.element_ty), mask=n_in)
+    at = token * dB_t + g * N + (l[:, None] * dB_t + tl.arange(0, BN)[None, :])
+    tl.store(dB_ptr + at, dB.to(dB_ptr.dtype.element_ty), mask=n_in)
     dC = tl.dot(tl.trans(dBC), B, input_precision="ieee")
     dC += tl.load(dC_between_ptr + n_here, mask=n_in, other=0.0)
-    tl.store(dC_ptr + n_here, dC.to(dC_ptr.dtype.element_ty), mask=n_in)
+    tl.store(dC_ptr + at, dC.to(dC_ptr.dtype.element_ty), mask=n_in)
 
 
 @kernel
