@@ -63,7 +63,7 @@ def test_titles_state_what_the_records_hold() -> None:
     )
     assert figures["memory-curves-rwkv6"].endswith("half for 20 tokens; a probe finds half for 6.0")
     assert figures["memory-recall"].endswith("the told value gains 0.050 nats at its cue")
-    assert figures["memory-read"].endswith("25 % from RWKV-6 and 25 % from Mamba-2")
+    assert figures["memory-read"].endswith("25\u00a0% from RWKV-6 and 25\u00a0% from Mamba-2")
     assert "2.0 in RWKV-6 and 2.0 in Mamba-2 times" in figures["memory-write"]
 
 

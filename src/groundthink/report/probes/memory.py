@@ -145,7 +145,7 @@ def _curves(branch: str, rows: list[Record], recall: Record) -> Figure:
         line(x, low, "", color, fill="tonexty", fillcolor=soft, **edge),
         line(x, middle, "by its decays", color, dash="dash"),
         line(x, _relative(bits), "found by a probe", color),
-        line(x, _relative(fresh, max(bits)), "found before training", FAINT),
+        line(x, _relative(fresh), "found before training", FAINT),
         line(x, _relative(recall["gain"]["value"]), "recalled by the model", INK, dash="dot"),
     ]
     paper = statistics.median(row["predicted_half_life"][1] for row in rows)
@@ -159,8 +159,8 @@ def _curves(branch: str, rows: list[Record], recall: Record) -> Figure:
     caption = (
         "Mean over layers, each over its highest value. Shaded are the middle half of the "
         "channels or heads. Where the probe falls below the dashed line, later writes have drowned "
-        "what the decays leave. Grey: what a probe finds with random weights, on the same scale. "
-        "The dotted line is the behaviour of the whole model."
+        f"what the decays leave. The probe finds {sig(max(bits), 2)} bits at most, and with random "
+        f"weights (grey) {sig(max(fresh), 2)}. The dotted line is the behaviour of the whole model."
     )
     layout = {
         "xaxis": axis("tokens after the fact", type="category"),
@@ -169,8 +169,8 @@ def _curves(branch: str, rows: list[Record], recall: Record) -> Figure:
     return Figure(f"memory-curves-{branch}", title, caption, traces, layout, height=320)
 
 
-def _relative(values: Sequence[float], top: float | None = None) -> list[float]:
-    top = max(values) if top is None else top
+def _relative(values: Sequence[float]) -> list[float]:
+    top = max(values)
     return [max(0.0, value) / top if top > 0 else 0.0 for value in values]
 
 
@@ -308,4 +308,4 @@ def _at(row: Record, field: str, edge: str = "value") -> float | None:
 
 
 def _percent(share: float | None) -> str:
-    return NONE if share is None else f"{round(100 * share)} %"
+    return NONE if share is None else f"{round(100 * share)}\u00a0%"
