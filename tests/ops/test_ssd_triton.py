@@ -226,7 +226,8 @@ def test_what_the_kernels_do_not_take_is_said(device):
 def test_large_shapes(p, n, dtype):
     for batch, steps, heads in ((4, 256, 4), (2, 2048, 6), (1, 65536, 2)):
         for regime in ("initial", "mixed"):
-            case = make(steps, "cuda", batch, heads, p, n, regime=regime)
+            resets = regime == "mixed"
+            case = make(steps, "cuda", batch, heads, p, n, regime=regime, resets=resets)
             check(case, dtype)
             first, again = run(*case, dtype), run(*case, dtype)
             assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -234,12 +235,13 @@ def test_large_shapes(p, n, dtype):
 
 @gpu
 @needs_gpu
-@pytest.mark.parametrize("p, n", [(32, 128), (32, 32), (16, 64), (64, 16)])
+@pytest.mark.parametrize("p, n", [(32, 128), (32, 32), (16, 32), (64, 16)])
 def test_narrow_heads_and_states(p, n):
-    case = make(500, "cuda", 2, 4, p, n, regime="mixed")
-    check(case, torch.bfloat16)
-    first, again = run(*case, torch.bfloat16), run(*case, torch.bfloat16)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    for resets in (True, False):
+        case = make(500, "cuda", 2, 4, p, n, regime="mixed", resets=resets)
+        check(case, torch.bfloat16)
+        first, again = run(*case, torch.bfloat16), run(*case, torch.bfloat16)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 @gpu

@@ -297,8 +297,8 @@ def _setup(ctx, inputs, outputs):
 
 def _pull_back(ctx, dy, dlast, _):
     dD, dfirst = (ctx.needs_input_grad[i] for i in (5, 6))
-    together = not traced(ctx.saved_tensors)
-    grads = _backward_operator(*ctx.saved_tensors, dy, dlast, dfirst, together)
+    saved = ctx.saved_tensors
+    grads = _backward_operator(*saved, dy, dlast, dfirst, not traced(saved))
     return *grads[:5], grads[5] if dD else None, grads[6] if dfirst else None, None, None
 
 
