@@ -164,7 +164,8 @@ def gates(table: Table, subject: Subject, clusters: list[int]) -> Iterator[Row]:
                 paired.interval(lambda m, q=q: m[f"{q} R"] / m[f"{q} M"]) for q in ("output", "rms")
             )
             yield "sizes", {**place(block), **ends(outputs, "outputs"), **ends(sizes, "states")}
-            note = f"the states' RMS is {sizes.value:.3g} to 1, which says nothing about use"
+            about = float(f"{sizes.value:.2g}")
+            note = f"the states' RMS is {about:,g} to 1, which says nothing about use"
             yield found("activation ratio", outputs, note, block)
 
 
