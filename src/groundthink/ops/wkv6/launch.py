@@ -30,13 +30,10 @@ PROGRAMS = 132
 """Of the state pass; sequences are cut into segments until there are so many."""
 SHORTEST = 8
 """Chunks in a segment, at least."""
-ROWS = 64
-"""Of V, that a program of the state pass works on."""
-STATE_TUNING = {"num_warps": 4, "num_stages": 3}
-NARROWEST = 64
-"""Width of a tile in half precision."""
-COLUMNS = 16
-"""Of a state, that a program of a single step works on."""
+ROWS, COLUMNS = 64, 32
+"""Of V and of K, that a program of the state pass works on."""
+STEP_COLUMNS = 16
+"""Of V, that a program of a single step works on."""
 
 
 def wkv6_triton(
@@ -76,32 +73,41 @@ class _Plan(NamedTuple):
         return {
             "LEVELS": self.meta["L"].bit_length() - 1,
             "LIMIT": 8.0 if dtype == torch.float16 else 46.0,
-            "num_warps": 8 if self.meta["BK"] * self.meta["BV"] > 64 * 64 else 4,
+            "num_warps": _warps(self.meta["BK"] * self.meta["BV"]),
             "num_stages": 1,
         }
 
 
 @functools.lru_cache(maxsize=256)
 def _plan(b: int, t: int, h: int, k: int, v: int, dtype: torch.dtype, resets: bool, raw: bool):
-    length = _length(dtype)
+    length, bk, bv = _tile(k, v, dtype)
     chunks = triton.cdiv(t, length)
     together = triton.cdiv(chunks, max(1, min(PROGRAMS // (b * h), chunks // SHORTEST)))
     segments = triton.cdiv(chunks, together)
     meta = {
-        "K": k, "V": v, "BK": _padded(k, dtype), "BV": _padded(v, dtype), "L": length,
+        "K": k, "V": v, "BK": bk, "BV": bv, "L": length,
         "RAW": raw, "RESETS": resets, "SEGMENTED": segments > 1,
     }  # fmt: skip
     return _Plan((b * h, chunks), segments, (t, h, together, segments), meta)
 
 
-def _length(dtype: torch.dtype) -> int:
-    """Tokens in a chunk."""
-    return 16 if dtype == torch.float32 else 64
+def _tile(k: int, v: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Tokens in a chunk, and K and V padded to powers of two.
+
+    In half precision all tiles are 32 wide and high, or all are wider: ptxas 12.8 confuses the
+    addresses of tiles for wgmma where a kernel has many and some are narrower than others.
+    """
+    if dtype == torch.float32:
+        length = least = 16
+    else:
+        length = least = 32 if max(k, v) <= 32 else 64
+    bk, bv = (max(least, triton.next_power_of_2(size)) for size in (k, v))
+    return length, bk, bv
 
 
-def _padded(size: int, dtype: torch.dtype) -> int:
-    """Width of a tile: a power of two."""
-    return max(16 if dtype == torch.float32 else NARROWEST, triton.next_power_of_2(size))
+def _warps(numbers: int) -> int:
+    """Of a program with a state of so many numbers."""
+    return 2 if numbers <= 32 * 32 else 4 if numbers <= 64 * 64 else 8
 
 
 def _state_pass(
@@ -117,11 +123,11 @@ def _state_pass(
         sums = table.new_empty(bh, plan.segments, bv, bk, dtype=torch.float32)
         decays = table.new_empty(bh, plan.segments, bk, dtype=torch.float32)
         passed = table.new_empty(bh, chunks, bk, dtype=torch.float32)
-    rows = min(ROWS, bv)
-    state_kernel[bh, plan.segments, bv // rows](
+    rows, columns = min(ROWS, bv), min(COLUMNS, bk)
+    state_kernel[bh, plan.segments, bv // rows * (bk // columns)](
         x, z, w, reset, start, end, table, states, sums, decays, passed, *plan.sizes, **meta,
-        ROWS=rows, START=start is not None, END=end is not None, BACK=back,
-        **STATE_TUNING,
+        ROWS=rows, COLUMNS=columns, START=start is not None, END=end is not None, BACK=back,
+        num_warps=min(4, _warps(rows * bk)), num_stages=3,
     )  # fmt: skip
     return states, sums, decays, passed
 
@@ -156,9 +162,9 @@ def _launch_step(r, k, v, w, u, state, reset, raw, y, last):
     b, _, h, kdim = r.shape
     vdim = v.shape[-1]
     with device_of(r):
-        step_kernel[b * h, triton.cdiv(vdim, COLUMNS)](
+        step_kernel[b * h, triton.cdiv(vdim, STEP_COLUMNS)](
             r, k, v, w, u, state, reset, y, last, h,
-            K=kdim, V=vdim, BK=triton.next_power_of_2(kdim), COLUMNS=COLUMNS,
+            K=kdim, V=vdim, BK=triton.next_power_of_2(kdim), COLUMNS=STEP_COLUMNS,
             RAW=raw, START=state is not None, RESETS=reset is not None,
         )  # fmt: skip
 
@@ -222,8 +228,8 @@ def _fake_forward(r, k, v, w, u, state, reset, raw, keep):
     last = u.new_empty(b, h, kdim, v.shape[-1], dtype=torch.float32)
     if b == 0 or (t == 1 and not keep):
         return v.new_empty(v.shape), last, r.new_empty(0), r.new_empty(0)
-    length, sizes = _length(r.dtype), [_padded(size, r.dtype) for size in (v.shape[-1], kdim)]
-    states = r.new_empty(b * h, -(-t // length), *sizes)
+    length, bk, bv = _tile(kdim, v.shape[-1], r.dtype)
+    states = r.new_empty(b * h, -(-t // length), bv, bk)
     return v.new_empty(v.shape), last, states, r.new_empty(2, length, length)
 
 

@@ -189,25 +189,19 @@ def _state(pointer, BK: tl.constexpr, BV: tl.constexpr):
 
 
 @triton.jit
-def _take(
-    pointer, bh, first, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, ROWS: tl.constexpr,
-    GIVEN: tl.constexpr,
-):  # fmt: skip
-    """Rows of the caller's state [K, V] as [V, K]; zeros unless GIVEN."""
-    state = tl.zeros((ROWS, BK), tl.float32)
+def _take(pointer, bh, v, k, K: tl.constexpr, V: tl.constexpr, GIVEN: tl.constexpr):
+    """Rows v and columns k of the caller's state [K, V] as [V, K]; zeros unless GIVEN."""
+    state = tl.zeros((v.shape[0], k.shape[0]), tl.float32)
     if GIVEN:
-        v, k = first + tl.arange(0, ROWS)[:, None], tl.arange(0, BK)[None, :]
+        v, k = v[:, None], k[None, :]
         state = tl.load(pointer + bh * (K * V) + k * V + v, mask=(k < K) & (v < V), other=0.0)
     return state
 
 
 @triton.jit
-def _give(
-    pointer, bh, first, state, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr,
-    ROWS: tl.constexpr,
-):  # fmt: skip
-    """Write rows of a state [V, K] as [K, V]."""
-    v, k = first + tl.arange(0, ROWS)[:, None], tl.arange(0, BK)[None, :]
+def _give(pointer, bh, v, k, state, K: tl.constexpr, V: tl.constexpr):
+    """Write rows v and columns k of a state [V, K] as [K, V]."""
+    v, k = v[:, None], k[None, :]
     tl.store(pointer + bh * (K * V) + k * V + v, state, mask=(k < K) & (v < V))
 
 
@@ -235,18 +229,18 @@ def _make_whole(
 
     The first chunk's program also writes the state at the end of all segments.
     """
-    v, k = tl.arange(0, BV)[:, None], tl.arange(0, BK)
-    carry = _take(start, bh, 0, K, V, BK, BV, START)
+    v, k = tl.arange(0, BV), tl.arange(0, BK)
+    carry = _take(start, bh, v, k, K, V, START)
     if END and chunk == 0:
         whole = _fold(carry, sums, decays, bh, segments, segments, BK, BV, BACK)
-        _give(end, bh, 0, whole, K, V, BK, BV)
+        _give(end, bh, v, k, whole, K, V)
     others = segments - 1 - chunk // together if BACK else chunk // together
     least: tl.constexpr = -1 if START else 0
     if others > least:
         carry = _fold(carry, sums, decays, bh, others, segments, BK, BV, BACK)
         at = bh * chunks + chunk
         carry = carry * tl.load(passed + at * BK + k)[None, :]
-        at = states + at * (BV * BK) + v * BK + k[None, :]
+        at = states + at * (BV * BK) + v[:, None] * BK + k[None, :]
         state = tl.load(at)
         tl.store(at, (state.to(tl.float32) + carry).to(state.dtype))
         tl.debug_barrier()

@@ -62,19 +62,21 @@ def state_kernel(
     x_ptr, z_ptr, w_ptr, resets, start, end, table, states, sums, decays, passed,
     T, H, together, segments,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, ROWS: tl.constexpr,
-    L: tl.constexpr, RAW: tl.constexpr, START: tl.constexpr, END: tl.constexpr,
-    RESETS: tl.constexpr, SEGMENTED: tl.constexpr, BACK: tl.constexpr,
+    COLUMNS: tl.constexpr, L: tl.constexpr, RAW: tl.constexpr, START: tl.constexpr,
+    END: tl.constexpr, RESETS: tl.constexpr, SEGMENTED: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
-    """The states before the chunks of a segment (x = k, z = v), ROWS of V.
+    """The states before the chunks of a segment (x = k, z = v), ROWS of V and COLUMNS of K.
 
     BACK: the gradients of the states after them, in reverse (x = r, z = dy).
     SEGMENTED: as if the segment began with zeros, with what it adds and how it decays.
     """
-    bh, segment, top = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2) * ROWS
+    bh, segment, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    top, side = part // (BK // COLUMNS) * ROWS, part % (BK // COLUMNS) * COLUMNS
     b, h = bh // H, bh % H
-    rows, columns, v_columns = tl.arange(0, L), tl.arange(0, BK), top + tl.arange(0, ROWS)
-    state = _take(start, bh, top, K, V, BK, ROWS, START and not SEGMENTED)
-    total = tl.zeros((BK,), tl.float32)
+    rows = tl.arange(0, L)
+    columns, v_columns = side + tl.arange(0, COLUMNS), top + tl.arange(0, ROWS)
+    state = _take(start, bh, v_columns, columns, K, V, START and not SEGMENTED)
+    total = tl.zeros((COLUMNS,), tl.float32)
     begin, chunks = segment * together, tl.cdiv(T, L)
     count = tl.minimum(together, chunks - begin)
     for i in range(count):
@@ -100,7 +102,7 @@ def state_kernel(
         state = state * tl.exp2(whole)[None, :]
         state += _dot(tl.trans(z), _times(x, factor))
         total += whole
-    if not BACK and bh + segment + top == 0:
+    if not BACK and bh + segment + part == 0:
         _write_table(table, L)
     if SEGMENTED:
         slot = bh * segments + segment
@@ -108,7 +110,7 @@ def state_kernel(
         if top == 0:
             tl.store(decays + slot * BK + columns, tl.exp2(total))
     elif END:
-        _give(end, bh, top, state, K, V, BK, ROWS)
+        _give(end, bh, v_columns, columns, state, K, V)
 
 
 @kernel(do_not_specialize=RUNTIME)
@@ -248,21 +250,21 @@ def _mild_gradient(
     dwithin = _dot(v, tl.trans(dy))  # [earlier, later]
     down = tl.sum(tl.where(diagonal, dwithin, 0.0), 1)[:, None]
     dwithin = _upper(dwithin, 0.0, resets, token, left, L, RESETS).to(v.dtype)
-    inner = _dot(dwithin, reader) * write
+    # Of a pair of tokens, decays outside of it get what the one gives less what the other gives:
+    # both are products of the same rounded numbers, so that nothing remains.
+    inner = _dot(dwithin, reader)
+    k = _tile(k_ptr, rows, columns, K, H * K, left)
+    given = inner * _times(k, write).to(tl.float32)
+    inner = inner * write
     dk = _dot(v, dstate) * write
     if RESETS:
         dk = tl.where(writes, dk, 0.0)
     before = _table(table, 0, L)
-    k = _tile(k_ptr, rows, columns, K, H * K, left)
-    dlog_w = _dot(before, _times(k, dk))
+    dlog_w = _dot(before, _times(k, dk)) - given
     dk += inner
-    inner = inner * k.to(tl.float32)
-    dlog_w -= inner
     r = _tile(r_ptr, rows, columns, K, H * K, left)
     dk += down * (_vector(u_ptr, columns, K) * r.to(tl.float32))
     _put(dk_ptr, rows, columns, K, H * K, left, dk)
-    dfirst, drest = _split(inner, v)
-    dlog_w -= _sums(tl.trans(before), dfirst, drest)
 
     dwithin = _dot(dy, tl.trans(v))  # [later, earlier]
     dwithin = _lower(dwithin, 0.0, resets, token, left, L, RESETS).to(v.dtype)
@@ -271,12 +273,12 @@ def _mild_gradient(
     if RESETS:
         dr = tl.where(reads, dr, 0.0)
     dr += _dot(dwithin, writer)
-    dr = dr * tl.exp2(_sums(centred, rest, first))
+    read = tl.exp2(_sums(centred, rest, first))
     r = _tile(r_ptr, rows, columns, K, H * K, left)
-    dfirst, drest = _split(dr * r.to(tl.float32), v)
+    dfirst, drest = _split(dr * _times(r, read).to(tl.float32) - given, v)
     dlog_w += _sums(tl.trans(before), dfirst, drest)
     k = _tile(k_ptr, rows, columns, K, H * K, left)
-    dr += down * (_vector(u_ptr, columns, K) * k.to(tl.float32))
+    dr = dr * read + down * (_vector(u_ptr, columns, K) * k.to(tl.float32))
     _put(dr_ptr, rows, columns, K, H * K, left, dr)
 
     through = (state.to(tl.float32) * dstate.to(tl.float32)).to(v.dtype)
