@@ -18,27 +18,6 @@ def test_the_interpreter_runs_kernels_as_they_are():
     torch.testing.assert_close(total(x), x.sum(0))
 
 
-def test_sums_gathered_at_the_end():
-    """Also when an earlier error has left some behind, and in several launches."""
-    from groundthink.ops.later import TOGETHER, at_the_end
-    from groundthink.ops.shares import gradient
-
-    parameters = [torch.nn.Parameter(laws.normal(5 + 17 * i)) for i in range(TOGETHER + 2)]
-    shares = [laws.normal(1 + 40 * i, len(p)) for i, p in enumerate(parameters)]
-    with pytest.raises(ZeroDivisionError), at_the_end(parameters):
-        gradient(shares[0])
-        raise ZeroDivisionError
-    with at_the_end(parameters):
-        for p, share in zip(parameters, shares, strict=True):
-            p.grad = gradient(share, p, None)
-        now = gradient(shares[1], parameters[1].half())
-        torch.testing.assert_close(now, shares[1].sum(0))
-    for p, share in zip(parameters, shares, strict=True):
-        torch.testing.assert_close(p.grad, share.sum(0), rtol=1e-5, atol=1e-4)
-    with pytest.raises(AssertionError), at_the_end(parameters):
-        gradient(shares[0])  # nobody's gradient
-
-
 @pytest.mark.gpu
 @needs_gpu
 def test_kernels_compiled_together_run_afterwards():

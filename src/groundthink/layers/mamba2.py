@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundthink.errors import UserError
-from groundthink.layers.linear import Linear
 from groundthink.layers.norms import GatedRMSNorm, product_dtype
 from groundthink.ops.conv import conv_silu_dt, parts
 from groundthink.ops.dispatch import around
@@ -70,7 +69,7 @@ class Mamba2(nn.Module):
         self.A_log = nn.Parameter(torch.empty(heads))
         self.D = nn.Parameter(torch.empty(heads))
         self.norm = GatedRMSNorm(inner, groups, eps=1e-5)
-        self.out_proj = Linear(inner, d_model)
+        self.out_proj = nn.Linear(inner, d_model, bias=False)
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundthink.layers.linear import Linear
 from groundthink.layers.norms import RMSNorm, listened, product_dtype
 from groundthink.ops.mlp import add_mlp, one_pass
 
@@ -15,8 +14,8 @@ class MLP(nn.Module):
 
     def __init__(self, d_model: int, hidden: int):
         super().__init__()
-        self.up = Linear(d_model, hidden)
-        self.down = Linear(hidden, d_model)
+        self.up = nn.Linear(d_model, hidden, bias=False)
+        self.down = nn.Linear(hidden, d_model, bias=False)
 
     def init_weights(self) -> None:
         """Normal with standard deviation 0.02."""

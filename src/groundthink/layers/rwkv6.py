@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from groundthink.errors import UserError
-from groundthink.layers.linear import Linear
 from groundthink.layers.norms import HeadNorm, product_dtype
 from groundthink.ops.dispatch import around
 from groundthink.ops.shift import project, raw_decay
@@ -54,7 +53,7 @@ class RWKV6(nn.Module):
         self.value = nn.Linear(d_model, d_model, bias=False)
         self.receptance = nn.Linear(d_model, d_model, bias=False)
         self.gate = nn.Linear(d_model, d_model, bias=False)
-        self.output = Linear(d_model, d_model)
+        self.output = nn.Linear(d_model, d_model, bias=False)
         self.ln_x = HeadNorm(d_model, eps=64e-5)  # 1e-5 * 8^2: y is not divided by 8 before it
 
     @torch.no_grad()

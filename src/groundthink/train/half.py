@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from groundthink.ops.later import settled
-
 ALIGNED = 64
 """Elements that a matrix begins at a multiple of."""
 
@@ -55,7 +53,6 @@ class _Cast(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads: Tensor | None):
-        settled()
         pairs = [
             (grad, torch.empty_like(grad, dtype=dtype))
             for grad, dtype in zip(grads, ctx.dtypes, strict=True)

@@ -16,7 +16,6 @@ from groundthink.data.stream import Batch
 from groundthink.layers.state import State
 from groundthink.models.base import LanguageModel
 from groundthink.models.components import branch
-from groundthink.ops.later import at_the_end
 from groundthink.train.config import TrainConfig
 from groundthink.train.graph import Graph, recordable
 from groundthink.train.half import castable, halves
@@ -212,17 +211,8 @@ class Stepper:
         inputs = batch.tokens, batch.targets, state, batch.reset
         with autocast(self.device, self.config.precision):
             loss, new = functional_call(self.objective, weights, inputs, tie_weights=False)
-        with self._later():
-            self.scaler.scale(loss / scored).backward()
+        self.scaler.scale(loss / scored).backward()
         return loss.detach(), new.detach() if self.carry else None
-
-    def _later(self) -> AbstractContextManager[Any]:
-        """Around a backward pass whose gradients of parameters may wait for its end."""
-        if self.config.compile or not recordable(self.model, self.device):
-            return nullcontext()
-        if any(parameter.grad is not None for parameter in self.parameters):
-            return nullcontext()
-        return at_the_end(self.parameters)
 
     def _here(self, batch: Batch) -> Batch:
         return Batch(*(x.to(self.device, non_blocking=True) for x in batch))

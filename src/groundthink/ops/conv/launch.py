@@ -12,9 +12,9 @@ from torch.autograd.function import once_differentiable
 
 from groundthink.ops.conv.triton import _backward, _forward
 from groundthink.ops.fused import Operator, device_of, differentiable, flags, rows, traced
-from groundthink.ops.linear.launch import outer
 from groundthink.ops.memory import aligned, in_a_column, joined, padded
-from groundthink.ops.shares import gradient
+from groundthink.ops.outer.launch import outer
+from groundthink.ops.shares import total
 
 BLOCK = 128
 """Channels of a program: four for each thread of a warp."""
@@ -106,7 +106,7 @@ def _grad(
             steps, stretch, x_step, dt_step, dy_step, size, heads, room, width, x_unit, dt_unit,
             dy_unit, dx.stride(1), ddt.stride(1), BLOCK, blocks, num_warps=1,
         )  # fmt: skip
-    return dx, ddt, dwindow, gradient(shares, weight, bias, dt_bias)
+    return dx, ddt, dwindow, total(shares)
 
 
 def _fake(x, dt, weight, bias, dt_bias, window, reset):
@@ -128,13 +128,14 @@ def _setup(ctx, inputs, _):
 
 
 def _pull(ctx, dy, dsizes, dfinal):
-    x, dt, weight, bias, dt_bias, window, reset = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: a checkpoint makes them anew each time
+    x, dt, weight, bias, dt_bias, window, reset = saved
     if dy is None:
         dy = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
     if dt is not None and dsizes is None:
         dsizes = torch.zeros(dt.shape, dtype=torch.float32, device=x.device)
-    together = dt is not None and not traced(ctx.saved_tensors)
-    dx, ddt, dwindow, sums = _gradient(*ctx.saved_tensors, dy, dsizes, dfinal, together)
+    together = dt is not None and not traced(saved)
+    dx, ddt, dwindow, sums = _gradient(*saved, dy, dsizes, dfinal, together)
     dweight, dbias, dt_sum = sums.split((weight.numel(), bias.numel(), ddt.shape[-1]))
     return (
         dx,

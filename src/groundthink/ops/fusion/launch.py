@@ -18,7 +18,7 @@ from groundthink.ops.fusion.triton import (
     _mix_forward,
 )
 from groundthink.ops.norm.launch import tile_of
-from groundthink.ops.shares import gradient
+from groundthink.ops.shares import total
 
 TILE, BACK = 1024, 2048
 """Elements of a tile, forward and backward."""
@@ -86,7 +86,7 @@ def _gate_grad(
             n, r_step, m_step, dout_step, eps,
             size, r_unit, m_unit, dout_unit, pad, tall, num_warps=warps,
         )  # fmt: skip
-    return dr, dm, gradient(shares, norm_r, norm_m, weight)
+    return dr, dm, total(shares)
 
 
 def _fake_gate(x, r, m, norm_r, norm_m, weight, bias, eps):
@@ -106,10 +106,11 @@ def _gate_setup(ctx, inputs, outputs):
 
 
 def _gate_pull(ctx, dout, dgate):
-    r, m, norm_r, norm_m, weight, _ = ctx.saved_tensors
+    saved = ctx.saved_tensors
+    r, m, norm_r, norm_m, weight, _ = saved
     if dout is None:
         dout = torch.zeros(r.shape, dtype=ctx.x, device=r.device)
-    dr, dm, sums = _gate_gradient(*ctx.saved_tensors, dout, dgate, ctx.eps)
+    dr, dm, sums = _gate_gradient(*saved, dout, dgate, ctx.eps)
     size = r.shape[-1]
     dweight = sums[: 2 * size].view(1, -1).to(weight.dtype)
     dbias = sums[4 * size : 4 * size + 1].to(ctx.bias)
@@ -176,7 +177,7 @@ def _gains_grad(
             n, r_step, m_step, dout_step, eps,
             size, r_unit, m_unit, dout_unit, pad, tall, num_warps=warps,
         )  # fmt: skip
-    return dr, dm, gradient(shares, norm_r, norm_m, gain_r, gain_m)
+    return dr, dm, total(shares)
 
 
 def _fake_gains(x, r, m, norm_r, norm_m, gain_r, gain_m, eps):
@@ -194,8 +195,9 @@ def _gains_setup(ctx, inputs, _):
 
 
 def _gains_pull(ctx, dout):
-    _, _, norm_r, norm_m, gain_r, gain_m = ctx.saved_tensors
-    dr, dm, sums = _gains_gradient(*ctx.saved_tensors, dout, ctx.eps)
+    saved = ctx.saved_tensors
+    _, _, norm_r, norm_m, gain_r, gain_m = saved
+    dr, dm, sums = _gains_gradient(*saved, dout, ctx.eps)
     dgains = sums[0].to(gain_r.dtype), sums[1].to(gain_m.dtype)
     dnorms = (None, None)
     if norm_r is not None:

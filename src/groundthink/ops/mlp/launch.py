@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from groundthink.ops.fused import device_of
-from groundthink.ops.linear.launch import outer
 from groundthink.ops.mlp.triton import _backward, _forward
-from groundthink.ops.shares import gradient
+from groundthink.ops.outer.launch import outer
+from groundthink.ops.shares import total
 
 FORWARD = {"ROWS": 64, "UNITS": 64, "STAGES": 2, "num_warps": 4}
 BACKWARD = {"ROWS": 64, "UNITS": 32, "STAGES": 3, "num_warps": 4}
@@ -52,7 +52,7 @@ class _AddMLP(torch.autograd.Function):
                 SIZE=size, HIDDEN=hidden, PAD=max(16, triton.next_power_of_2(size)), **BACKWARD,
             )  # fmt: skip
         dup, ddown = outer([(dunits, h), (dy, units)], ctx.dtype)
-        return dx, gradient(shares, norm).to(norm.dtype), dup, ddown, None, None
+        return dx, total(shares).to(norm.dtype), dup, ddown, None, None
 
 
 def add_mlp(

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from groundthink.ops.fused import Operator, device_of, differentiable, processors, rows, traced
 from groundthink.ops.norm.triton import _head_backward, _head_forward, _rms_backward, _rms_forward
-from groundthink.ops.shares import gradient
+from groundthink.ops.shares import total
 
 TILE, BACK = 2048, 1024
 """Elements of a tile, forward and backward."""
@@ -80,7 +80,7 @@ def _rms_grad(
             x_unit, z_unit, dout_unit, dmore_unit, dthrough_unit, pad, tall,
             num_warps=warps,
         )  # fmt: skip
-    return dx, dz, gradient(shares, weight).to(weight.dtype)
+    return dx, dz, total(shares).to(weight.dtype)
 
 
 def _fake_rms(x, z, weight, groups, eps, dtype):
@@ -98,8 +98,9 @@ def _rms_setup(ctx, inputs, _):
 
 
 def _rms_pull(ctx, dout):
-    dx, dz, dweight = _rms_gradient(*ctx.saved_tensors, dout, None, None, *ctx.rest)
-    return dx, None if ctx.saved_tensors[1] is None else dz, dweight, None, None, None
+    x, z, weight = ctx.saved_tensors
+    dx, dz, dweight = _rms_gradient(x, z, weight, dout, None, None, *ctx.rest)
+    return dx, None if z is None else dz, dweight, None, None, None
 
 
 _rms_gradient = Operator("rms_norm_backward", _rms_grad, _fake_rms_grad)
@@ -189,7 +190,7 @@ def _head_grad(
             y, g, weight, bias, dout, dy, dg, shares, n, y_step, g_step, dout_step, eps,
             count, size, y_unit, g_unit, dout_unit, pad, heads, tall, num_warps=4,
         )  # fmt: skip
-    return dy, dg, gradient(shares, weight, bias)
+    return dy, dg, total(shares)
 
 
 def _fake_head(y, g, weight, bias, eps):
@@ -207,8 +208,8 @@ def _head_setup(ctx, inputs, _):
 
 
 def _head_pull(ctx, dout):
-    dy, dg, dboth = _head_gradient(*ctx.saved_tensors, dout, ctx.eps)
-    weight, bias = ctx.saved_tensors[2:]
+    y, g, weight, bias = ctx.saved_tensors
+    dy, dg, dboth = _head_gradient(y, g, weight, bias, dout, ctx.eps)
     return dy, dg, dboth[0].to(weight.dtype), dboth[1].to(bias.dtype), None
 
 

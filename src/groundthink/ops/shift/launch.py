@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from groundthink.ops.fused import Operator, device_of, differentiable, flags, processors, traced
-from groundthink.ops.linear.launch import outer
 from groundthink.ops.memory import stacked
-from groundthink.ops.shares import gradient
+from groundthink.ops.outer.launch import outer
+from groundthink.ops.shares import total
 from groundthink.ops.shift.triton import (
     _decay,
     _decay_backward,
@@ -118,7 +118,7 @@ def _grad(
             None if dfinal is None else dfinal.contiguous(), dx, dlast, dmaa_x, n, steps,
             size, tall, COLUMNS, num_warps=4,
         )  # fmt: skip
-    return dx, dlast, gradient(dmaa_x, maa_x), dw1, gradient(shares, w2, maa)
+    return dx, dlast, total(dmaa_x), dw1, total(shares)
 
 
 def _fake(x, last, maa_x, w1, w2, maa, reset):
@@ -138,10 +138,11 @@ def _setup(ctx, inputs, outputs):
 
 
 def _pull(ctx, dfirst, drest, dfinal, *_):
-    x, _, maa_x, w1, w2, maa, *_ = ctx.saved_tensors
+    saved = ctx.saved_tensors
+    x, _, maa_x, w1, w2, maa, *_ = saved
     dfirst = torch.zeros_like(x) if dfirst is None else dfirst
     drest = x.new_zeros(4, *x.shape) if drest is None else drest
-    dx, dlast, dmaa_x, dw1, rest = _gradient(*ctx.saved_tensors, dfirst, drest, dfinal)
+    dx, dlast, dmaa_x, dw1, rest = _gradient(*saved, dfirst, drest, dfinal)
     dw2, dmaa = rest.split((w1.shape[1], 5))
     return (
         dx,
@@ -269,7 +270,7 @@ def _decay_grad(
         _decay_weights[(some, across)](
             x, hidden, dout, dhidden, shares, n, size, width, rank, pad, 64, 64, num_warps=_warps(x)
         )
-    return dx, gradient(shares, w1, w2)
+    return dx, total(shares)
 
 
 def _fake_decay(x, bias, w1, w2):
@@ -289,8 +290,9 @@ def _decay_setup(ctx, inputs, outputs):
 
 
 def _decay_pull(ctx, dout, _):
-    _, w1, w2, _ = ctx.saved_tensors
-    dx, sums = _decay_gradient(*ctx.saved_tensors, dout)
+    saved = ctx.saved_tensors
+    _, w1, w2, _ = saved
+    dx, sums = _decay_gradient(*saved, dout)
     dw2, dbias, dw1 = sums.split((w2.numel(), w2.shape[1], w1.numel()))
     dw1 = dw1.view(w1.shape)
     return dx, dbias.to(ctx.bias), dw1.to(w1.dtype), dw2.view(w2.shape).to(w2.dtype)

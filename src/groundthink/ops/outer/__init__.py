@@ -1,0 +1,1 @@
+"""Sums over tokens of outer products: the gradients of weights."""
