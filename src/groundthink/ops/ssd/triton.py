@@ -171,20 +171,14 @@ def _chunk(
     x_ptr, dt_ptr, B_ptr, C_ptr, x_b, x_t, dt_b, dt_t, B_b, B_t, B_g, C_b, C_t, C_g,
     T, H, chunks, g,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, L: tl.constexpr,
-    LATEST: tl.constexpr,
 ):  # fmt: skip
     """What the programs of a chunk of group g start from.
 
-    They take all sequences' first chunks first, or their last ones if LATEST: those that the kernel
-    before has touched last, of which the cache still holds some.
     Returns the pointers to x and dt at the chunk; B and C; where in x, in tensors like y and in a
     state the elements of a tile lie, and which of them there are; its tokens, how many there are,
     the first of them and the chunk as rows of [B T] and [B chunks].
     """
-    batch = tl.num_programs(0) // chunks
-    c, b = (tl.program_id(0) // batch).to(tl.int64), (tl.program_id(0) % batch).to(tl.int64)
-    if LATEST:
-        c = chunks - 1 - c
+    c, b = (tl.program_id(0) % chunks).to(tl.int64), (tl.program_id(0) // chunks).to(tl.int64)
     p, n, l = tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, L)
     left = T - c * L
     token, chunk = b * T + c * L, b * chunks + c
@@ -197,22 +191,7 @@ def _chunk(
     C = tl.load(C_ptr + l[:, None] * C_t + n[None, :], mask=n_in, other=0.0)
     x_cell, y_cell = l[:, None] * x_t + p[None, :], l[:, None] * (H * P) + p[None, :]
     cell, ok = n[:, None] * P + p[None, :], (n < N)[:, None] & (p < P)[None, :]
-    return (
-        x_ptr,
-        dt_ptr,
-        B,
-        C,
-        x_cell,
-        y_cell,
-        cell,
-        x_in,
-        n_in,
-        ok,
-        l,
-        left,
-        token,
-        chunk,
-    )
+    return x_ptr, dt_ptr, B, C, x_cell, y_cell, cell, x_in, n_in, ok, l, left, token, chunk
 
 
 @kernel(do_not_specialize=["T", "chunks", "share"])
@@ -227,7 +206,7 @@ def _output(
         x_ptr, dt_ptr, B, C, x_cell, y_cell, cell, x_in, n_in, ok, l, left, token, chunk,
     ) = _chunk(
         x_ptr, dt_ptr, B_ptr, C_ptr, x_b, x_t, dt_b, dt_t, B_b, B_t, B_g, C_b, C_t, C_g,
-        T, H, chunks, tl.program_id(1) * share // R, P, N, BP, BN, L, True,
+        T, H, chunks, tl.program_id(1) * share // R, P, N, BP, BN, L,
     )  # fmt: skip
     CB = tl.dot(C, tl.trans(B), input_precision="ieee")
     CB = tl.where(l[None, :] <= l[:, None], CB, 0.0)
@@ -266,7 +245,7 @@ def _between(
         x_ptr, dt_ptr, B, C, x_cell, y_cell, cell, x_in, n_in, ok, l, left, token, chunk,
     ) = _chunk(
         x_ptr, dt_ptr, B_ptr, C_ptr, x_b, x_t, dt_b, dt_t, B_b, B_t, B_g, C_b, C_t, C_g,
-        T, H, chunks, tl.program_id(1), P, N, BP, BN, L, False,
+        T, H, chunks, tl.program_id(1), P, N, BP, BN, L,
     )  # fmt: skip
     g, G = tl.program_id(1), tl.num_programs(1)
     dB = tl.zeros((L, BN), tl.float32)
@@ -321,7 +300,7 @@ def _within(
         x_ptr, dt_ptr, B, C, x_cell, y_cell, cell, x_in, n_in, ok, l, left, token, chunk,
     ) = _chunk(
         x_ptr, dt_ptr, B_ptr, C_ptr, x_b, x_t, dt_b, dt_t, B_b, B_t, B_g, C_b, C_t, C_g,
-        T, H, chunks, tl.program_id(1), P, N, BP, BN, L, True,
+        T, H, chunks, tl.program_id(1), P, N, BP, BN, L,
     )  # fmt: skip
     g, G = tl.program_id(1), tl.num_programs(1)
     across = l[:, None] <= l[None, :]  # of a decay and a later token
