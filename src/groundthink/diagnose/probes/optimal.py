@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ RATES = {"output": 0.1, "read": 0.1, "memory": 0.02}
 """Its first step size at each site, in standard deviations of the part."""
 PIECE = 16
 """Tokens that a row reads before it is cut, and after."""
+READ = 16
+"""Steps whose first tokens are read in one pass."""
 
 Sets = list[tuple[str, Branches]]
 """(site, active branches) of each row."""
@@ -87,13 +89,9 @@ def fit(
         [{"params": constants.at(site), "lr": RATES[site]} for site in sites]
     )
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
-    generator = torch.Generator().manual_seed(seed)
     with frozen(model), torch.enable_grad():
-        for _ in range(STEPS):
-            past, piece = _stretch(tokens, generator)
+        for state, piece in _pieces(model, tokens, seed):
             piece = piece.expand(len(sets), -1)
-            with torch.no_grad():
-                state = model.features(past)[1]
             state = state.map(lambda x: x.expand(len(sets), *x.shape[1:]))
             if "memory" in sites:
                 replace = constants.into("memory")
@@ -111,12 +109,19 @@ def fit(
     }
 
 
-def _stretch(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A random stretch of a random row [1, .]: what comes before a cut and what comes after it."""
+def _pieces(model: LanguageModel, tokens: Tensor, seed: int) -> Iterator[tuple[State, Tensor]]:
+    """For each step a random piece of a random row [1, .], and the state that the tokens before it
+    have left."""
+    generator = torch.Generator().manual_seed(seed)
     length = min(2 * PIECE, tokens.shape[1])
-    row, start = (
-        int(torch.randint(most, (), generator=generator))
+    rows, starts = (
+        torch.randint(most, (STEPS,), generator=generator)
         for most in (len(tokens), tokens.shape[1] - length + 1)
     )
-    stretch = tokens[row : row + 1, start : start + length]
-    return stretch[:, : length // 2], stretch[:, length // 2 :]
+    places = starts[:, None] + torch.arange(length)
+    stretches = tokens[rows[:, None].to(tokens.device), places.to(tokens.device)]
+    for part in stretches.split(READ):
+        with torch.no_grad():
+            states = model.features(part[:, : length // 2])[1]
+        for i, stretch in enumerate(part):
+            yield states.map(lambda x, i=i: x[i : i + 1]), stretch[None, length // 2 :]

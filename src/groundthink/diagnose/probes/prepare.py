@@ -8,7 +8,18 @@ from torch import Tensor
 from groundthink.diagnose.components import frozen
 from groundthink.models.base import LanguageModel
 
-FORWARD = ((16, 96), (1, 16), (16, 63), (32, 1), (32, 18), (32, 88), (8, 127), (8, 256), (8, 273))
+FORWARD = (
+    (16, 96),
+    (16, 16),
+    (1, 16),
+    (16, 63),
+    (32, 1),
+    (32, 18),
+    (32, 88),
+    (8, 127),
+    (8, 256),
+    (8, 273),
+)
 """Rows and tokens of passes whose kernels differ: each is read without a state and with one."""
 CUT = (16, 48)
 """Of passes that begin with a state and reset it."""
