@@ -33,27 +33,25 @@ def test_kernels_equal_the_fp64_reference(shape, resets):
 
 
 @pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize("shape", [(2, 9, 48, 32), (5, 33, 128), (1, 520, 16, 40), (1, 9, 130, 5)])
+@pytest.mark.parametrize("shape", [(2, 9, 48, 32), (5, 33, 32)])
 def test_kernels_in_half_precision(shape):
     kernel_laws.equals_the_reference(ddlerp, make(*shape, dtype=HALF), HALF)
 
 
 @pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize("dtype", [torch.float32, HALF])
 @pytest.mark.parametrize("at", [[0], [8], [3, 4, 5], list(range(9))])
-def test_resets_at_any_token(at, dtype):
-    *args, _ = make(2, 9, 16, dtype=dtype)
+def test_resets_at_any_token(at):
+    *args, _ = make(2, 9, 16)
     reset = torch.zeros(2, 9, dtype=torch.bool, device=DEVICE)
     reset[1, at] = True
-    kernel_laws.equals_the_reference(ddlerp, (*args, reset), dtype)
+    kernel_laws.equals_the_reference(ddlerp, (*args, reset))
 
 
 @pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize("dtype", [torch.float32, HALF])
 @every_backend
-def test_nothing_passes_a_reset(backend, dtype):
+def test_nothing_passes_a_reset(backend):
     """NaN before a reset leaves values and input gradients after it alone."""
-    x, last, *weights, _ = make(1, 9, 16, dtype=dtype)
+    x, last, *weights, _ = make(1, 9, 16)
     reset = torch.zeros(1, 9, dtype=torch.bool, device=DEVICE)
     reset[0, 4] = True
     whole = ddlerp(x, last, *weights, reset, backend=backend)
@@ -85,9 +83,8 @@ def test_whole_equals_pieces_and_steps(backend, sizes):
 
 @pytest.mark.tiny
 @pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize("dtype", [torch.float32, HALF])
-def test_kernels_repeat_bitwise_and_read_no_uninitialised_memory(dtype):
-    kernel_laws.repeats_bitwise(ddlerp, make(2, 33, 48, dtype=dtype))
+def test_kernels_repeat_bitwise_and_read_no_uninitialised_memory():
+    kernel_laws.repeats_bitwise(ddlerp, make(2, 33, 48))
 
 
 @pytest.mark.tiny
@@ -170,9 +167,8 @@ def test_raw_decay_equals_the_fp64_reference(shape):
 
 
 @pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize("shape", [(2, 35, 48, 32, 16), (1, 260, 16, 128, 5), (1, 9, 24, 136, 8)])
-def test_raw_decay_in_half_precision(shape):
-    kernel_laws.equals_the_reference(raw_decay, make_decay(*shape, HALF), HALF)
+def test_raw_decay_in_half_precision():
+    kernel_laws.equals_the_reference(raw_decay, make_decay(2, 35, 48, 32, 16, HALF), HALF)
 
 
 @pytest.mark.usefixtures("interpreter")
