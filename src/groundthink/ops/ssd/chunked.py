@@ -8,10 +8,13 @@ what eager code does.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from groundthink.ops.fused import Operator, differentiable, full_precision, room
+from groundthink.ops.fused import Operator, differentiable, full_precision, room, traced
 from groundthink.ops.ssd import mild, pairs
 from groundthink.ops.ssd.layout import CHUNK, LONG, states_shape
 
@@ -82,7 +85,7 @@ def _forward(
         return mild.forward(a, x, dt, A, B, C, D, state, reset)
 
 
-def _backward(
+def _gradients(
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -103,7 +106,13 @@ def _backward(
             grads = pairs.gradients(x, dt, A, B, C, D, reset, states, dy, dfinal)
         else:
             grads = mild.gradients(a, x, dt, A, B, C, D, reset, final, states, core, dy, dfinal)
-    return tuple(grad.contiguous() for grad in grads)  # pyright: ignore
+    return grads  # pyright: ignore
+
+
+@functools.wraps(_gradients)
+def _backward(*args):
+    """`_gradients`, each in memory of its own, as a registered operator has to give them."""
+    return tuple(grad.contiguous() for grad in _gradients(*args))
 
 
 def _forward_fake(x, dt, A, B, C, D, state, reset):
@@ -124,7 +133,8 @@ def _pull_back(ctx, dy, dfinal, *_):
     x, _, _, _, _, D, _, final, _, _ = ctx.saved_tensors
     dy = torch.zeros_like(x) if dy is None else dy
     dfinal = torch.zeros_like(final) if dfinal is None else dfinal
-    dx, ddt, dA, dB, dC, dD, dstate = _backward_op(*ctx.saved_tensors, dy, dfinal)
+    run: Callable = _backward_op if traced(ctx.saved_tensors) else _gradients
+    dx, ddt, dA, dB, dC, dD, dstate = run(*ctx.saved_tensors, dy, dfinal)
     return dx, ddt, dA, dB, dC, None if D is None else dD, dstate, None
 
 

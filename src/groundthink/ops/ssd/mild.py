@@ -101,10 +101,20 @@ def gradients(a, x, dt, A, B, C, D, reset, final, states, core, dy, dfinal) -> t
     ddt = tokens(ddt, steps)[..., 0].addcmul(dlog, A).addcmul_(dy_x, own)
     down = (dy_x * dt).unflatten(-1, (groups, -1)).sum(-1, keepdim=True)
     dB, dC = (tokens(g.view(*a.shape[:3], -1, 1, g.shape[-1]), steps) for g in (dB, dC))
-    dx = tokens(dz.mul_(q.scale), steps).addcmul_(dy, _skip(q.own, dt, D)[..., None])
-    dB, dC = dB.addcmul_(down, C), dC.addcmul_(down, B)
+    dx = tokens(dz.mul_(q.scale), steps)
+    into = _side_by_side(x, B)
+    dx = torch.addcmul(dx, dy, _skip(q.own, dt, D)[..., None], out=into[0])
+    dB, dC = torch.addcmul(dB, down, C, out=into[1]), torch.addcmul(dC, down, B, out=into[2])
     dA, dD = (dlog * dt).sum((0, 1)), dy_x.sum((0, 1))
     return dx, ddt, dA, dB, dC, dD, dfirst.view(dfinal.shape)
+
+
+def _side_by_side(x: Tensor, B: Tensor) -> list[Tensor]:
+    """Room for the gradients of x, B and C in the same rows: most often these were one tensor."""
+    parts = x, B, B
+    widths = [t.shape[2] * t.shape[3] for t in parts]
+    room = x.new_empty(*x.shape[:2], sum(widths)).split(widths, -1)
+    return [own.unflatten(-1, t.shape[2:]) for own, t in zip(room, parts, strict=True)]
 
 
 def _dots(a: Tensor, b: Tensor, work: Tensor) -> Tensor:
