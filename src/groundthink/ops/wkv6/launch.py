@@ -217,9 +217,8 @@ def _setup(ctx, inputs, outputs):
 
 def _pull_back(ctx, dy, dlast, *_):
     wanted = ctx.needs_input_grad[5]
-    *grads, dfirst = _backward_operator(
-        *ctx.saved_tensors, dy, dlast, ctx.raw, wanted, not traced(ctx.saved_tensors)
-    )
+    saved = ctx.saved_tensors
+    *grads, dfirst = _backward_operator(*saved, dy, dlast, ctx.raw, wanted, not traced(saved))
     return *grads, dfirst if wanted else None, None, None, None
 
 
