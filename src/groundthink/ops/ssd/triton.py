@@ -261,6 +261,8 @@ def _between(
         dt, _, _, _, start, end, through = _decay(
             dt_ptr + h * dt_h, dt_t, A, reset_ptr, token, l, left, RESETS, EXACT
         )
+        # The sum of x dy, for D, is left to `_within`: it would make the compiler lay x and dy out
+        # here so that reads of shared memory conflict, half as slow again.
         x_full, dy_full = x.to(tl.float32), dy.to(tl.float32)
         writes = tl.dot(B, dstate, input_precision="ieee")
         writes = tl.sum(writes * x_full, 1) * end
