@@ -74,9 +74,8 @@ def with_weights(*args, backend):
 
 
 @pytest.mark.parametrize("given", [True, False])
-@pytest.mark.parametrize("steps", [1, 15, 300])
+@pytest.mark.parametrize("steps", [1, 15])
 def test_projections(steps, given):
-    """Also of more tokens than the gradient takes at once."""
     blends = normal(24), normal(24, 20, scale=0.2), normal(5, 4, 24, scale=0.5), normal(5, 24)
     weights = (normal(24, 24, scale=0.2) for _ in range(4))
     args = normal(2, steps, 24), normal(2, 24), *blends, *weights, resets(steps, given)

@@ -19,7 +19,7 @@ from groundthink.ops.conv import reference
 from groundthink.ops.cuts import once
 from groundthink.ops.fused import full_precision
 
-BLOCK = 64
+BLOCK = 128
 """Tokens at once in the gradient of the taps: their sums stay in the cache for usual widths."""
 
 
