@@ -78,11 +78,7 @@ def _split(x, like):
 
 @triton.jit
 def _sums(weights, first, rest):
-    """Weighted sums of the rows of a split [L, K].
-
-    The order of the parts is the caller's: with another one the compiler computes the same sums
-    anew instead of holding registers.
-    """
+    """Weighted sums of the rows of a split [L, K]."""
     weights = weights.to(first.dtype)
     if first.dtype == tl.float32:
         return _dot(weights, first + rest)

@@ -273,7 +273,8 @@ def _mild_gradient(
     if RESETS:
         dr = tl.where(reads, dr, 0.0)
     dr += _dot(dwithin, writer)
-    read = tl.exp2(_sums(centred, rest, first))
+    centred = _table(table, 1, L)  # read again: the same sums bit for bit, in no registers
+    read = tl.exp2(_sums(centred, first, rest))
     r = _tile(r_ptr, rows, columns, K, H * K, left)
     dfirst, drest = _split(dr * _times(r, read).to(tl.float32) - given, v)
     dlog_w += _sums(tl.trans(before), dfirst, drest)
