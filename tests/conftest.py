@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the commands that tests start
+if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # the workers share the one of their parent
+    # The compiler knows an operator by its name: what it kept of another checkout may not fit.
+    _cache = tempfile.TemporaryDirectory(prefix="inductor-", ignore_cleanup_errors=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = _cache.name
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
