@@ -118,6 +118,7 @@ def operators(rows: list[Row]) -> Iterator[str]:
                 f"{row['peak_mib']:,.0f}" if "peak_mib" in row else "",
                 " ".join(f"{error[kind]:.0e}" for kind in error) if error else "",
                 f"{row['first_s']:.1f}" if "first_s" in row else "",
+                source(row),
                 row["note"],
             )
         )
@@ -129,7 +130,7 @@ def operators(rows: list[Row]) -> Iterator[str]:
 KINDS = ("forward", "both")
 OPERATOR_HEADINGS = (
     "case", "", "forward", "both", "forward eager", "both eager", "ours faster", "of limit",
-    "launches", "peak MiB", "error", "first call s", "",
+    "launches", "peak MiB", "error", "first call s", "commit", "",
 )  # fmt: skip
 
 
@@ -152,12 +153,13 @@ def models(rows: list[Row]) -> Iterator[str]:
                 f"{row['ms']:.2f}" if "ms" in row else "",
                 f"{peak:,.0f}" if peak else "",
                 f"{row['first_s']:.1f}" if "first_s" in row else "",
+                source(row),
                 row["note"] if row["value"] is None else "",
             )
         )
     yield "\n### Models\n"
     headings = ("", "shape", "model", "token ids", "precision", "tok/s", "ms", "peak MiB")
-    yield from table((*headings, "first step s", ""), body)
+    yield from table((*headings, "first step s", "commit", ""), body)
 
 
 def decoded(rows: list[Row]) -> Iterator[str]:
@@ -173,13 +175,14 @@ def decoded(rows: list[Row]) -> Iterator[str]:
             f"{row['tok_per_s']:,.0f}" if row["value"] else "",
             f"{number(row['ours_faster']['value'], 3)} x" if "ours_faster" in row else "",
             str(row.get("launches", "")),
+            source(row),
             row["note"],
         )
         for row in rows
     ]
     yield "\n### Decoding\n"
     headings = ("model", "", "weights", "batch", "position", "ms a token", "tok/s", "ours faster")
-    yield from table((*headings, "launches", ""), body)
+    yield from table((*headings, "launches", "commit", ""), body)
 
 
 def kernels(rows: list[Row]) -> Iterator[str]:
@@ -196,18 +199,20 @@ KERNEL_HEADINGS = ("kernel", "registers", "spills", "warps", "shared")
 
 def tests(rows: list[Row]) -> Iterator[str]:
     """The tests that need a GPU, and how far its results are from fp64 on the same operands."""
-    errors = [row for row in rows if "gradients" in row]
-    body = [
-        (row["op"], row["dtype"], f"{row['values']:.0e}", f"{row['gradients']:.0e}", str(row["n"]))
-        for row in errors
-    ]
     yield "\n### Tests\n"
     for row in rows:
         if "tests" in row:
             counts = ", ".join(f"{n} {what}" for what, n in row["tests"].items())
-            yield f"At {source(row)}: {counts} in {row['seconds']:.0f} s (`make test-gpu`).\n"
-    yield "Largest relative RMS errors against fp64 on the same operands.\n"
-    yield from table(("operator", "precision", "values", "gradients", "comparisons"), body)
+            found = f"At {source(row)}: {counts} in {row['seconds']:.0f} s (`make test-gpu`)"
+            yield ", ".join(filter(None, (found, row["note"]))) + ".\n"
+    body = [
+        (row["op"], row["dtype"], f"{row['values']:.0e}", f"{row['gradients']:.0e}", str(row["n"]))
+        for row in rows
+        if "gradients" in row
+    ]
+    if body:
+        yield "Largest relative RMS errors against fp64 on the same operands.\n"
+        yield from table(("operator", "precision", "values", "gradients", "comparisons"), body)
 
 
 def spread(found: Row | None) -> str:

@@ -46,10 +46,10 @@ def test_a_target_takes_the_newest_record_and_the_fastest_peer(tables, tmp_path)
 def test_the_record_of_the_gpu_tests_is_on_the_page(tables, tmp_path):
     run = {"device": "GPU", "torch": "2", "triton": "3", "git": "abc"}
     out = Records(tmp_path / "tests.jsonl", run)
-    fields = {"value": 7, "n": 8, "tests": {"passed": 7, "failed": 1}}
+    fields = {"value": 7, "n": 8, "tests": {"passed": 7, "failed": 1}, "note": "cut after 9 s"}
     out.append("bench", name="GPU tests", unit="passed", seconds=60.2, **fields)
     errors = {"op": "wkv6", "dtype": "bfloat16", "values": 2e-3, "gradients": 3e-3, "n": 5}
     out.append("bench", name="error of wkv6", unit="relative RMS", value=3e-3, **errors)
     page = tables.page(tables.load(tmp_path))
-    assert "At abc: 7 passed, 1 failed in 60 s" in page
+    assert "At abc: 7 passed, 1 failed in 60 s (`make test-gpu`), cut after 9 s." in page
     assert "| wkv6 | bfloat16 | 2e-03 | 3e-03 | 5 |" in page
