@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 from toys import randomized, small
 
 from groundthink import State, build
@@ -45,6 +46,22 @@ def test_whole_equals_pieces_equals_steps(variant, tokens):
         expected = gradients(model, model(tokens)[0].square().mean())
         for grad, other in zip(grads, expected, strict=True):
             torch.testing.assert_close(grad, other)
+
+
+def test_blocks_that_are_computed_anew_for_their_gradient_give_the_same(tokens):
+    model = double("gf")
+
+    def loss(run):
+        x = model.embed(tokens)
+        for block in model.blocks:
+            x, _ = run(block, x)
+        return x.square().mean()
+
+    expected = gradients(model.blocks, loss(lambda block, x: block(x)))
+    found = gradients(
+        model.blocks, loss(lambda block, x: checkpoint(block, x, use_reentrant=False))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_packed_documents_equal_separate_ones(variant, tokens):

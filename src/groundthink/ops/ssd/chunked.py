@@ -130,11 +130,12 @@ def _save(ctx, inputs, output):
 
 
 def _pull_back(ctx, dy, dfinal, *_):
-    x, _, _, _, _, D, _, final, _, _ = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: a checkpoint makes them anew each time
+    x, _, _, _, _, D, _, final, _, _ = saved
     dy = torch.zeros_like(x) if dy is None else dy
     dfinal = torch.zeros_like(final) if dfinal is None else dfinal
-    run: Callable = _backward_op if traced(ctx.saved_tensors) else _gradients
-    dx, ddt, dA, dB, dC, dD, dstate = run(*ctx.saved_tensors, dy, dfinal)
+    run: Callable = _backward_op if traced(saved) else _gradients
+    dx, ddt, dA, dB, dC, dD, dstate = run(*saved, dy, dfinal)
     return dx, ddt, dA, dB, dC, None if D is None else dD, dstate, None
 
 
