@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from groundthink.data.stream import Batch
+from groundthink.errors import UserError
 from groundthink.models.build import build
 from groundthink.models.config import ModelConfig
 from groundthink.train.config import TrainConfig
@@ -144,6 +145,15 @@ def test_moments_find_their_parameters_under_other_learning_rates():
     for p, q in zip(one.model.parameters(), two.model.parameters(), strict=True):
         for name, value in one.optimizer.state[p].items():
             assert torch.equal(two.optimizer.state[q][name], value)
+
+
+def test_moments_of_other_parameters_are_refused():
+    one = stepper()
+    one.step(1, [batch(2)])
+    stored = one.state_dict()
+    stored["optimizer"] = dict(enumerate(stored["optimizer"].values()))
+    with pytest.raises(UserError, match="training cannot go on"):
+        stepper().load_state_dict(stored)
 
 
 def test_step_repeats_bit_for_bit():

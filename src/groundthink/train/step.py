@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from groundthink.data.stream import Batch
+from groundthink.errors import UserError
 from groundthink.layers.state import State
 from groundthink.models.base import LanguageModel
 from groundthink.models.components import branch
@@ -139,9 +140,18 @@ class Stepper:
         return {"optimizer": optimizer, "scaler": self.scaler.state_dict(), "state": state}
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
-        """Go on from a `state_dict`; learning rates and decay are those of this config."""
+        """Go on from a `state_dict`; learning rates and decay are those of this config.
+
+        Raises:
+            UserError: its moments are not named after parameters of this model.
+        """
         groups = self.optimizer.state_dict()["param_groups"]
         place = {name: i for i, name in enumerate(self._names())}
+        if stored["optimizer"].keys() - place.keys():
+            raise UserError(
+                "the checkpoint holds moments of other parameters, as one of another version does; "
+                "groundthink.load still reads its weights, but training cannot go on from it"
+            )
         state = {place[name]: moments for name, moments in stored["optimizer"].items()}
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.scaler.load_state_dict(stored["scaler"])
