@@ -7,6 +7,7 @@ import torch
 from diagnose.subjects import run, subject, verdicts
 
 from groundthink.diagnose import forward_gates
+from groundthink.diagnose import subject as subject_module
 from groundthink.diagnose.gates import GATES
 from groundthink.layers.state import State
 from groundthink.models import pretrained
@@ -102,7 +103,7 @@ def test_activation_memory_counts_every_kept_tensor_once():
 
 
 def test_an_overconfident_init_fails(monkeypatch):
-    build = forward_gates.build
+    build = subject_module.build
 
     def loud(*args, **kwargs):
         model = build(*args, **kwargs)
@@ -110,7 +111,7 @@ def test_an_overconfident_init_fails(monkeypatch):
         return model
 
     toy = subject("rwkv6")
-    monkeypatch.setattr(forward_gates, "build", loud)
+    monkeypatch.setattr(subject_module, "build", loud)
     found = run("G2", toy)
     assert found["init entropy / ln V"] is Verdict.FAIL
     assert found["init loss - ln V"] is Verdict.FAIL

@@ -11,7 +11,6 @@ from groundthink.diagnose.components import branches, grad_rms, ratio
 from groundthink.diagnose.registry import gate
 from groundthink.diagnose.subject import Subject
 from groundthink.diagnose.tape import tape
-from groundthink.models.build import build
 from groundthink.models.fusion import Fusion
 from groundthink.verdicts.statistics import bootstrap_mean, exact, median
 from groundthink.verdicts.thresholds import MIN_BATCHES
@@ -99,7 +98,7 @@ def branch_outputs(subject: Subject) -> dict[str, Tensor]:
 @torch.no_grad()
 def pre_balance(subject: Subject) -> list[Finding]:
     """At step 0 neither branch is far ahead: effective RWKV share of a fresh model, by layer."""
-    fresh = build(subject.config, device=subject.device, seed=subject.seed).eval()
+    fresh = subject.untrained()
     with tape(fresh, "blocks.*.fusion") as calls:
         fresh(subject.rows(ROWS, LENGTH))
     findings = []

@@ -14,7 +14,6 @@ from groundthink.diagnose.registry import gate, worst
 from groundthink.diagnose.subject import Subject
 from groundthink.layers.state import State
 from groundthink.models import pretrained
-from groundthink.models.build import build
 from groundthink.ops.testing import relative_rms
 from groundthink.verdicts.statistics import bootstrap_mean, exact
 from groundthink.verdicts.thresholds import MIN_POSITIONS
@@ -145,7 +144,7 @@ def largest(model: nn.Module, tokens: Tensor, a: State, b: State) -> float:
 def initial_entropy(subject: Subject) -> list[Finding]:
     """A fresh model of the same config and seed is undecided on real text."""
     config = subject.config
-    fresh = build(config, device=subject.device, seed=subject.seed).eval()
+    fresh = subject.untrained()
     uniform = math.log(config.vocab_size)
     entropies, gaps, positions = [], [], 0
     for batch in subject.batches:

@@ -23,6 +23,7 @@ from groundthink.device import pick_device
 from groundthink.errors import UserError
 from groundthink.models import pretrained
 from groundthink.models.base import LanguageModel
+from groundthink.models.build import build
 from groundthink.models.config import ModelConfig
 from groundthink.records import Record
 from groundthink.verdicts.thresholds import MIN_BATCHES
@@ -89,6 +90,10 @@ class Subject:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def untrained(self) -> LanguageModel:
+        """The model as it was before training: a control."""
+        return build(self.config, seed=self.seed, device=self.device).eval()
 
     def rows(self, count: int, length: int) -> Tensor:
         """The first `count` stretches of `length` contiguous tokens, int64 [count, length]."""

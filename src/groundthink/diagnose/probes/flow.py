@@ -27,7 +27,6 @@ from groundthink.diagnose.probes.registry import Row, probe
 from groundthink.diagnose.probes.tracer import Site, branch_sites, matrix
 from groundthink.diagnose.subject import Subject
 from groundthink.models.base import LanguageModel
-from groundthink.models.build import build
 from groundthink.verdicts.statistics import Means, Paired, bootstrap_mean
 from groundthink.verdicts.verdict import Finding, judge, skipped
 
@@ -174,7 +173,7 @@ class Answer:
 
 def _known(subject: Subject, texts: Tensor, clusters: list[int]) -> tuple[list[Row], list[Finding]]:
     """What the states know of each variable, with the controls."""
-    fresh = build(subject.config, seed=subject.seed, device=str(subject.device)).eval()
+    fresh = subject.untrained()
     rank = ranks(texts)
     found: dict[str, list[Answer | Finding]] = {name: [] for name in VARIABLES}
     for part in shards(len(texts)):

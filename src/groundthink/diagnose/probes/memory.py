@@ -44,7 +44,6 @@ from groundthink.diagnose.probes.tracer import (
 )
 from groundthink.diagnose.subject import Subject
 from groundthink.models.base import LanguageModel
-from groundthink.models.build import build
 from groundthink.verdicts.statistics import Interval, Paired, bootstrap_mean, exact
 from groundthink.verdicts.verdict import Finding, judge, skipped
 
@@ -62,7 +61,7 @@ def memory(subject: Subject) -> list[Row]:
     distances, texts, clusters = setting(subject)
     facts = choose(subject)
     found, known = follow(subject.model, texts, clusters, distances, facts)
-    fresh = build(subject.config, seed=subject.seed, device=str(subject.device)).eval()
+    fresh = subject.untrained()
     untrained, unlearnt = follow(fresh, texts, clusters, distances, facts, swaps=0)
     rows = [_recall(subject, facts, found, untrained, distances, clusters)]
     rows += _reads(found, distances, clusters)
