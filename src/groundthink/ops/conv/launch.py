@@ -18,8 +18,6 @@ from groundthink.ops.shares import total
 
 BLOCK = 128
 """Channels of a program: four for each thread of a warp."""
-
-
 PROGRAMS = 2048
 """Programs that fill the machine."""
 

@@ -25,21 +25,20 @@ def outer(pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> list[Te
     They are summed in fp32, and rounded to `dtype` once where the kernel takes all of them.
     """
     first, sizes = pairs[0][0], [a.shape[1] * b.shape[1] for a, b in pairs]
-    tiles = sum(triton.cdiv(a.shape[1], TILE) * triton.cdiv(b.shape[1], TILE) for a, b in pairs)
-    if len(pairs) == 1 or tiles > MOST or not all(_fits(a, b) for a, b in pairs):
+    tiles = [triton.cdiv(a.shape[1], TILE) * triton.cdiv(b.shape[1], TILE) for a, b in pairs]
+    if len(pairs) == 1 or sum(tiles) > MOST or not all(_fits(a, b) for a, b in pairs):
         return [(a.t() @ b).to(dtype) for a, b in pairs]
-    some = max(1, min(triton.cdiv(len(first), 2 * ROWS), processors(first.device) // tiles))
+    some = max(1, min(triton.cdiv(len(first), 2 * ROWS), processors(first.device) // sum(tiles)))
+    jobs = tuple(
+        (a.stride(0), b.stride(0), a.shape[1], b.shape[1], sum(tiles[:i]), sum(sizes[:i]))
+        for i, (a, b) in enumerate(pairs)
+    )
     shares = torch.empty(some, sum(sizes), dtype=torch.float32, device=first.device)
-    jobs, tile, start = [], 0, 0
-    for a, b in pairs:
-        jobs.append((a.stride(0), b.stride(0), a.shape[1], b.shape[1], tile, start))
-        tile += triton.cdiv(a.shape[1], TILE) * triton.cdiv(b.shape[1], TILE)
-        start += a.shape[1] * b.shape[1]
-    flat = torch.empty(start, dtype=dtype, device=first.device)
+    flat = torch.empty(sum(sizes), dtype=dtype, device=first.device)
     with device_of(first):
-        _outer[(some, tiles)](
+        _outer[(some, sum(tiles))](
             tuple(a for a, _ in pairs), tuple(b for _, b in pairs), shares, len(first),
-            JOBS=tuple(jobs), SIZE=start, ROWS=ROWS, TILE=TILE, STAGES=STAGES, num_warps=8,
+            JOBS=jobs, SIZE=sum(sizes), ROWS=ROWS, TILE=TILE, STAGES=STAGES, num_warps=8,
         )  # fmt: skip
         total(shares, flat)
     sums = zip(flat.split(sizes), pairs, strict=True)

@@ -112,7 +112,7 @@ def _grad(
         )  # fmt: skip
         dhidden = dhidden.sum(0) if wide > 1 else dhidden[0]
         dmixed = dhidden @ w1.to(x.dtype).t()
-        (dw1,) = outer([(mixed.view(n, size), dhidden)], w1.dtype)
+        dw1 = (mixed.view(n, size).t() @ dhidden).to(w1.dtype)
         _shift_backward[(few, across)](
             x, last, maa_x, reset, direct, through, dmixed,
             None if dfinal is None else dfinal.contiguous(), dx, dlast, dmaa_x, n, steps,
